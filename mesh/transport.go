@@ -1,0 +1,1281 @@
+package mesh
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/zeebo/blake3"
+	"golang.org/x/time/rate"
+)
+
+// Application protocols (RFC 7301). The version is in the name.
+const (
+	alpnUrgent = "meshnode/1"
+	alpnBulk   = "meshnode-bulk/1"
+	alpnJoin   = "meshnode-join/1"
+)
+
+var alpnOf = [classes]string{Urgent: alpnUrgent, Bulk: alpnBulk}
+
+// Codes with which connections are closed.
+const (
+	closeNormal     = 0x00
+	closeLeaving    = 0x01 // the node stops
+	closeSuperseded = 0x02 // another connection to this peer is in use
+	closeIdle       = 0x03 // unused
+	closeForeign    = 0x04 // the other side belongs to another mesh
+	closeBusy       = 0x05
+	closeProtocol   = 0x06 // the other side broke the rules
+	closeWrongPeer  = 0x07 // another node was called
+)
+
+// TLS alerts (RFC 8446, section 6.2, and RFC 7301) as QUIC carries them (RFC
+// 9001, section 4.8).
+const (
+	alertBadCert     = 0x100 + 42 // from here to alertUnknownCert: about a certificate
+	alertUnknownCert = 0x100 + 46
+	alertUnknownCA   = 0x100 + 48
+	alertNoCert      = 0x100 + 116
+	alertNoProtocol  = 0x100 + 120
+)
+
+const (
+	// dialTimeout bounds setting up a connection, all endpoints together.
+	dialTimeout = 8 * time.Second
+	// handshakeTimeout bounds the wait for one endpoint's next packet.
+	handshakeTimeout = 4 * time.Second
+	// dialStagger is the head start an endpoint has before the next is tried
+	// beside it (RFC 8305 calls it the connection attempt delay).
+	dialStagger = 150 * time.Millisecond
+	// headerTimeout bounds how long a stream may be open without saying what
+	// it is for.
+	headerTimeout = 10 * time.Second
+	// maxStreams is how many streams a peer may have open on one connection.
+	maxStreams = 1024
+	// reapInterval is how often idle and superseded connections are looked for.
+	reapInterval = 5 * time.Second
+	// idleBulk and idleUrgent are after how long an unused connection closes.
+	idleBulk   = time.Minute
+	idleUrgent = 3 * time.Minute
+	// probeTimeout is how long a superseded connection with streams on it may
+	// take to show that it still carries them.
+	probeTimeout = 2 * time.Second
+
+	// Flow control windows, in bytes. A stream starts with what fills a fast
+	// LAN for a millisecond; quic-go doubles it as the reader keeps up. The
+	// largest fill 100 ms at 1.3 Gbit/s.
+	streamWindow    = 1 << 20
+	maxStreamWindow = 16 << 20
+	connWindow      = 2 << 20
+	maxConnWindow   = 24 << 20
+	// windowBudget bounds what all connections together may grow by.
+	windowBudget = 256 << 20
+
+	// newConnRate is how many new connections a second are taken before an
+	// unknown address must first show that it is not spoofed, which costs a
+	// round trip (RFC 9000, section 8.1.2).
+	newConnRate  = 50
+	newConnBurst = 100
+)
+
+// maxCandidates bounds how many endpoints of one peer are tried.
+const maxCandidates = 2*maxEndpoints + 2
+
+// A transport keeps at most one connection in use for each peer and class,
+// over one socket. Where the two sides call each other at the same moment, the
+// call of the lower id stands. Where a peer calls although there is a
+// connection, that one has failed in the peer's eyes: the new one is used, and
+// the old one stays for the streams on it as long as it answers.
+type transport struct {
+	ms   *Membership
+	id   NodeID
+	log  *slog.Logger
+	gate logGate // for what strangers can cause
+
+	keepAlive, idleTimeout, backoff time.Duration
+
+	pc      net.PacketConn
+	qt      *quic.Transport
+	ln      *quic.Listener
+	tlsCert tls.Certificate
+	newConn *rate.Limiter
+
+	handlers   map[string]Handler
+	serveJoin  func(ctx context.Context, q *quic.Conn)
+	onDatagram func(from NodeID, b []byte) // must not block
+	endpoints  func() []netip.AddrPort     // own
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	peers   map[NodeID]*peer
+	gossip  map[netip.Addr]NodeID // by synthetic address
+	windows map[*quic.Conn]uint64 // growth granted
+	granted uint64                // sum of windows
+}
+
+// A peer is what the transport knows of a node. Its fields are guarded by
+// transport.mu.
+type peer struct {
+	id         NodeID
+	links      [classes]link
+	record     []netip.AddrPort // from its record
+	remembered []netip.AddrPort // from before
+	observed   netip.AddrPort   // where it last called from, or answered
+	failing    bool             // the last connection broke or could not be made
+	left       bool             // it closed the connection to leave
+	tier       Tier             // as certified; zero before the first connection
+	authority  bool
+	retryAt    time.Time   // no dialling in the background before
+	queue      chan []byte // datagrams to send
+	sending    bool        // a sendLoop runs
+}
+
+// A link is the connections of one class to a peer.
+type link struct {
+	conns   []*conn // alive; the last is in use
+	dialing *attempt
+}
+
+func (l *link) current() *conn {
+	if len(l.conns) == 0 {
+		return nil
+	}
+	return l.conns[len(l.conns)-1]
+}
+
+// A conn is one QUIC connection to a peer that has proved its identity.
+type conn struct {
+	t       *transport
+	peer    *peer
+	class   Class
+	q       *quic.Conn
+	dialled bool // by this node
+	since   time.Time
+
+	streams  atomic.Int64
+	lastUsed atomic.Int64 // nanoseconds since t.since
+	probing  atomic.Bool
+}
+
+// An attempt is a dialling under way, for everyone who waits for it.
+type attempt struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when conn or err is set
+	conn   *conn
+	err    error
+}
+
+// epoch is what lastUsed counts from, on the monotonic clock.
+var epoch = time.Now()
+
+func (c *conn) touch() { c.lastUsed.Store(int64(time.Since(epoch))) }
+
+func (c *conn) idleFor() time.Duration { return time.Since(epoch) - time.Duration(c.lastUsed.Load()) }
+
+func (c *conn) alive() bool { return c.q.Context().Err() == nil }
+
+func (c *conn) endpoint() netip.AddrPort { return endpointOf(c.q.RemoteAddr()) }
+
+// why says in this package's words why the connection is of no more use.
+func (c *conn) why(err error) error { return connError(err) }
+
+// connError translates quic-go's errors. What remains is ErrUnreachable.
+func connError(err error) error {
+	var (
+		te *quic.TransportError
+		ae *quic.ApplicationError
+	)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ErrForeignMesh), errors.Is(err, ErrWrongPeer), errors.Is(err, ErrNotMesh):
+		return err
+	case errors.As(err, &ae):
+		if !ae.Remote {
+			if ae.ErrorCode == closeLeaving {
+				return ErrClosed
+			}
+			return fmt.Errorf("%w: this node closed the connection: %s", ErrUnreachable, clip(ae.ErrorMessage, 200))
+		}
+		switch ae.ErrorCode {
+		case closeForeign:
+			return fmt.Errorf("%w: it says: %q", ErrForeignMesh, clip(ae.ErrorMessage, 200))
+		case closeBusy:
+			return ErrBusy
+		}
+		return fmt.Errorf("%w: it closed the connection: %q", ErrUnreachable, clip(ae.ErrorMessage, 200))
+	case errors.As(err, &te):
+		switch {
+		case te.ErrorCode == alertNoProtocol:
+			return fmt.Errorf("%w: no common protocol", ErrNotMesh)
+		case te.Remote && (te.ErrorCode >= alertBadCert && te.ErrorCode <= alertUnknownCert ||
+			te.ErrorCode == alertUnknownCA || te.ErrorCode == alertNoCert):
+			return fmt.Errorf("%w: it refused our certificate (%v)", ErrForeignMesh, te.ErrorCode)
+		}
+		return fmt.Errorf("%w: %v", ErrUnreachable, err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	}
+	return fmt.Errorf("%w: %v", ErrUnreachable, err)
+}
+
+func newTransport(ms *Membership, cfg *Config, pc net.PacketConn) *transport {
+	t := &transport{
+		ms: ms, id: ms.ID, log: cfg.Log,
+		keepAlive: cfg.KeepAlive, idleTimeout: cfg.IdleTimeout, backoff: cfg.Gossip.ProbeInterval,
+		pc: pc, tlsCert: ms.tlsCertificate(),
+		newConn:  rate.NewLimiter(newConnRate, newConnBurst),
+		handlers: make(map[string]Handler),
+		peers:    make(map[NodeID]*peer),
+		gossip:   make(map[netip.Addr]NodeID),
+		windows:  make(map[*quic.Conn]uint64),
+	}
+	t.gate.limit = rate.NewLimiter(rate.Every(time.Second), 10)
+	t.ctx, t.cancel = context.WithCancelCause(context.Background())
+	// With a key that survives a restart, peers that still hold connections to
+	// the earlier process hear at the first packet that they are gone.
+	var reset quic.StatelessResetKey
+	blake3.DeriveKey("meshnode 2025 quic stateless reset", ms.identity.key.Seed(), reset[:])
+	t.qt = &quic.Transport{
+		Conn:                pc,
+		ConnectionIDLength:  8,
+		StatelessResetKey:   &reset,
+		VerifySourceAddress: func(net.Addr) bool { return !t.newConn.Allow() },
+		ConnContext:         t.inboundContext,
+	}
+	return t
+}
+
+func (t *transport) quicConfig() *quic.Config {
+	return &quic.Config{
+		HandshakeIdleTimeout:           handshakeTimeout,
+		MaxIdleTimeout:                 t.idleTimeout,
+		KeepAlivePeriod:                t.keepAlive,
+		InitialStreamReceiveWindow:     streamWindow,
+		MaxStreamReceiveWindow:         maxStreamWindow,
+		InitialConnectionReceiveWindow: connWindow,
+		MaxConnectionReceiveWindow:     maxConnWindow,
+		AllowConnectionWindowIncrease:  t.growWindow,
+		MaxIncomingStreams:             maxStreams,
+		MaxIncomingUniStreams:          -1,
+		EnableDatagrams:                true,
+	}
+}
+
+// growWindow bounds the memory that peers together can make this node hold.
+func (t *transport) growWindow(q *quic.Conn, delta uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.granted+delta > windowBudget {
+		return false
+	}
+	t.granted += delta
+	t.windows[q] += delta
+	return true
+}
+
+func (t *transport) releaseWindow(q *quic.Conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.granted -= t.windows[q]
+	delete(t.windows, q)
+}
+
+// A logGate keeps strangers from filling the log.
+type logGate struct {
+	limit *rate.Limiter
+	held  atomic.Int64
+}
+
+func (g *logGate) log(l *slog.Logger, msg string, args ...any) {
+	if !g.limit.Allow() {
+		g.held.Add(1)
+		return
+	}
+	if n := g.held.Swap(0); n > 0 {
+		args = append(args, "unloggedBefore", n)
+	}
+	l.Warn(msg, args...)
+}
+
+type inboundKey struct{}
+
+// An inbound marks a connection attempt from outside until it is accepted.
+type inbound struct{ accepted atomic.Bool }
+
+// inboundContext makes handshakes that fail known: the listener returns only
+// those that succeed.
+func (t *transport) inboundContext(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
+	in := new(inbound)
+	context.AfterFunc(ctx, func() {
+		if in.accepted.Load() || t.ctx.Err() != nil {
+			return
+		}
+		reason, refused := inboundReason(context.Cause(ctx))
+		if !refused {
+			t.log.Debug("connection not made", "from", info.RemoteAddr, "cause", reason)
+			return
+		}
+		t.gate.log(t.log, "refused connection", "from", info.RemoteAddr, "reason", reason)
+	})
+	return context.WithValue(ctx, inboundKey{}, in), nil
+}
+
+// inboundReason says why a handshake from outside failed, from this side, and
+// whether either side refused the other: a caller that gave up, since another
+// of this node's addresses was faster or packets were lost, is ordinary.
+func inboundReason(err error) (reason error, refused bool) {
+	var te *quic.TransportError
+	if !errors.As(err, &te) || !te.ErrorCode.IsCryptoError() {
+		return err, false
+	}
+	switch {
+	case te.Remote:
+		err = fmt.Errorf("the caller refused this node's certificate: another mesh? (%v)", te.ErrorCode)
+	case te.ErrorCode == alertNoProtocol:
+		err = errors.New("the caller speaks no meshnode protocol")
+	case te.ErrorCode == alertNoCert:
+		err = errors.New("the caller showed no certificate")
+	}
+	return err, true
+}
+
+// serverTLS chooses what a caller must show by the protocol it asks for.
+func (t *transport) serverTLS() *tls.Config {
+	base := tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		Certificates:           []tls.Certificate{t.tlsCert},
+		SessionTicketsDisabled: true, // every connection proves its key anew
+	}
+	member := base.Clone()
+	member.NextProtos = []string{alpnUrgent, alpnBulk}
+	member.ClientAuth = tls.RequireAnyClientCert
+	member.VerifyConnection = func(cs tls.ConnectionState) error {
+		_, err := t.verify(cs)
+		return err
+	}
+	join := base.Clone()
+	join.NextProtos = []string{alpnJoin}
+	outer := member.Clone()
+	outer.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		if slices.Contains(h.SupportedProtos, alpnJoin) {
+			return join, nil
+		}
+		return member, nil
+	}
+	return outer
+}
+
+func (t *transport) clientTLS(class Class, want NodeID) *tls.Config {
+	return &tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		Certificates: []tls.Certificate{t.tlsCert},
+		NextProtos:   []string{alpnOf[class]},
+		// Names mean nothing here: the certificate's key is the node's name,
+		// and VerifyConnection checks it against this mesh's CA alone.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			p, err := t.verify(cs)
+			if err != nil {
+				return err
+			}
+			if want != "" && p.id != want {
+				return fmt.Errorf("%w: %s", ErrWrongPeer, p.id)
+			}
+			return nil
+		},
+	}
+}
+
+func (t *transport) verify(cs tls.ConnectionState) (peerCert, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return peerCert{}, fmt.Errorf("%w: no certificate", ErrForeignMesh)
+	}
+	return verifyMember(cs.PeerCertificates[0], t.ms.ca, time.Now())
+}
+
+// listen begins to take packets in.
+func (t *transport) listen() error {
+	ln, err := t.qt.Listen(t.serverTLS(), t.quicConfig())
+	if err != nil {
+		return fmt.Errorf("listen on %v: %w", t.pc.LocalAddr(), err)
+	}
+	t.ln = ln
+	return nil
+}
+
+// run accepts connections until ctx is done or the socket fails.
+func (t *transport) run(ctx context.Context) error {
+	t.goes(func() { t.reapLoop() })
+	for {
+		q, err := t.ln.Accept(ctx)
+		if err != nil {
+			if ctx.Err() != nil || t.ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept on %v: %w", t.pc.LocalAddr(), err)
+		}
+		if in, ok := q.Context().Value(inboundKey{}).(*inbound); ok {
+			in.accepted.Store(true)
+		}
+		if !t.goes(func() { t.serveInbound(q) }) {
+			q.CloseWithError(closeLeaving, "node is leaving")
+		}
+	}
+}
+
+// goes runs f in a goroutine that close waits for, unless it is too late.
+func (t *transport) goes(f func()) bool {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return false
+	}
+	t.wg.Add(1)
+	t.mu.Unlock()
+	go func() {
+		defer t.wg.Done()
+		f()
+	}()
+	return true
+}
+
+// close says good-bye on every connection and waits for everything started.
+func (t *transport) close() error {
+	t.mu.Lock()
+	t.closed = true
+	var all []*conn
+	for _, p := range t.peers {
+		for i := range p.links {
+			all = append(all, p.links[i].conns...)
+		}
+	}
+	t.mu.Unlock()
+	t.cancel(ErrClosed)
+	var wg sync.WaitGroup
+	for _, c := range all {
+		wg.Go(func() { c.q.CloseWithError(closeLeaving, "node is leaving") })
+	}
+	wg.Wait()
+	var errs []error
+	if t.ln != nil {
+		errs = append(errs, t.ln.Close())
+		errs = append(errs, t.qt.Close())
+	}
+	errs = append(errs, t.pc.Close())
+	t.wg.Wait()
+	return errors.Join(errs...)
+}
+
+// peerLocked returns the entry of id, made if need be.
+func (t *transport) peerLocked(id NodeID) *peer {
+	p := t.peers[id]
+	if p == nil {
+		p = &peer{id: id, queue: make(chan []byte, packetQueue)}
+		t.peers[id] = p
+		t.gossip[gossipAddr(id)] = id
+	}
+	return p
+}
+
+// learn takes in the endpoints of a peer's record. A connection this node
+// dialled to an endpoint that has vanished from the record is replaced ahead of
+// its failure.
+func (t *transport) learn(id NodeID, eps []netip.AddrPort) {
+	t.mu.Lock()
+	p := t.peerLocked(id)
+	changed := !slices.Equal(p.record, eps)
+	first := p.record == nil
+	p.record = slices.Clone(eps)
+	if changed {
+		p.retryAt = time.Time{}
+	}
+	var stale []Class
+	for class := range Class(classes) {
+		c := p.links[class].current()
+		if changed && !first && c != nil && c.dialled && len(eps) > 0 && !slices.Contains(eps, c.endpoint()) {
+			stale = append(stale, class)
+		}
+	}
+	t.mu.Unlock()
+	for _, class := range stale {
+		t.log.Debug("peer has moved, calling it anew", "peer", id, "class", class)
+		t.redial(id, class)
+	}
+}
+
+// recall takes in endpoints from an earlier time.
+func (t *transport) recall(id NodeID, eps []netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.peerLocked(id).remembered = mergeEndpoints(nil, eps...)
+}
+
+// forget drops a peer nobody talks about any more.
+func (t *transport) forget(id NodeID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[id]
+	if p == nil || p.sending {
+		return
+	}
+	for i := range p.links {
+		if len(p.links[i].conns) > 0 || p.links[i].dialing != nil {
+			return
+		}
+	}
+	delete(t.peers, id)
+	delete(t.gossip, gossipAddr(id))
+}
+
+// candidatesLocked returns where to look for p, best first.
+func (p *peer) candidatesLocked() []netip.AddrPort {
+	var list []netip.AddrPort
+	add := func(eps ...netip.AddrPort) {
+		for _, a := range eps {
+			if len(list) < maxCandidates && validEndpoint(a) && !slices.Contains(list, a) {
+				list = append(list, a)
+			}
+		}
+	}
+	// What the node says itself counts most; of that, where a connection to it
+	// is right now, or was. An address that it does not name may be one it has
+	// moved away from, or one that only a NAT knows: after the others.
+	var now []netip.AddrPort
+	for i := range p.links {
+		if c := p.links[i].current(); c != nil {
+			now = append(now, c.endpoint())
+		}
+	}
+	now = append(now, p.observed)
+	for _, a := range now {
+		if slices.Contains(p.record, a) {
+			add(a)
+		}
+	}
+	add(p.record...)
+	add(now...)
+	add(p.remembered...)
+	return list
+}
+
+// status is what Members shows of a peer.
+func (t *transport) status(id NodeID) (endpoint netip.AddrPort, failing bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[id]
+	if p == nil {
+		return netip.AddrPort{}, false
+	}
+	for i := range p.links {
+		if c := p.links[i].current(); c != nil {
+			return c.endpoint(), false
+		}
+	}
+	return netip.AddrPort{}, p.failing
+}
+
+// open opens a stream, calling the peer first if need be.
+func (t *transport) open(ctx context.Context, id NodeID, protocol string, class Class) (*Stream, error) {
+	if err := checkProtocol(protocol); err != nil {
+		return nil, err
+	}
+	if class >= classes {
+		return nil, fmt.Errorf("%w: %v", ErrMalformed, class)
+	}
+	for try := 0; ; try++ {
+		c, err := t.connect(ctx, id, class)
+		if err != nil {
+			return nil, err
+		}
+		s, err := c.open(ctx, protocol)
+		if err == nil {
+			return s, nil
+		}
+		// The connection may have died since we looked; once is chance.
+		if c.alive() || try > 0 || ctx.Err() != nil {
+			return nil, err
+		}
+		t.gone(c)
+	}
+}
+
+func (c *conn) open(ctx context.Context, protocol string) (*Stream, error) {
+	q, err := c.q.OpenStreamSync(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("open stream %s to %s: %w", protocol, c.peer.id, err)
+		}
+		return nil, fmt.Errorf("open stream %s to %s: %w", protocol, c.peer.id, c.why(err))
+	}
+	c.streams.Add(1)
+	c.touch()
+	s := &Stream{q: q, conn: c, protocol: protocol}
+	if _, err := s.Write(appendHeader(make([]byte, 0, 1+maxProtocol), protocol)); err != nil {
+		s.Reset(resetClosed)
+		return nil, err
+	}
+	return s, nil
+}
+
+// connect returns the connection in use, or dials one. Everyone who waits for
+// the same peer and class shares one attempt.
+func (t *transport) connect(ctx context.Context, id NodeID, class Class) (*conn, error) {
+	if id == t.id {
+		return nil, fmt.Errorf("%w: %s is this node", ErrUnknownPeer, id)
+	}
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil, ErrClosed
+	}
+	p := t.peers[id]
+	if p == nil {
+		t.mu.Unlock()
+		return nil, fmt.Errorf("%w: %s", ErrUnknownPeer, clip(string(id), idChars))
+	}
+	if c := p.links[class].current(); c != nil && c.alive() {
+		t.mu.Unlock()
+		return c, nil
+	}
+	a := t.dialLocked(p, class)
+	t.mu.Unlock()
+	select {
+	case <-a.done:
+		return a.conn, a.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("connect to %s: %w", id, ctx.Err())
+	}
+}
+
+// redial calls a peer although there is a connection, whose path may have gone.
+func (t *transport) redial(id NodeID, class Class) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.peers[id]; p != nil && !t.closed {
+		t.dialLocked(p, class)
+	}
+}
+
+// dialLocked starts an attempt unless one is under way.
+func (t *transport) dialLocked(p *peer, class Class) *attempt {
+	l := &p.links[class]
+	if l.dialing != nil {
+		return l.dialing
+	}
+	ctx, cancel := context.WithTimeout(t.ctx, dialTimeout)
+	a := &attempt{cancel: cancel, done: make(chan struct{})}
+	l.dialing = a
+	cands := p.candidatesLocked()
+	t.wg.Add(1)
+	go func() {
+		defer t.wg.Done()
+		defer cancel()
+		err := t.dial(ctx, p, class, cands)
+		if err == nil {
+			// Registered, or refused by a peer that is calling us right now.
+			select {
+			case <-a.done:
+			case <-ctx.Done():
+				err = fmt.Errorf("%w: its own call did not arrive", ErrUnreachable)
+			}
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if l.dialing != a {
+			return // settled: connected
+		}
+		p.failing = len(l.conns) == 0
+		p.retryAt = time.Now().Add(t.backoff)
+		t.settleLocked(l, nil, fmt.Errorf("connect to %s: %w", p.id, err))
+	}()
+	return a
+}
+
+// settleLocked ends the attempt under way on l, if any.
+func (t *transport) settleLocked(l *link, c *conn, err error) {
+	if a := l.dialing; a != nil {
+		l.dialing = nil
+		a.conn, a.err = c, err
+		close(a.done)
+		a.cancel()
+	}
+}
+
+// dial sets up a connection to p and registers it. A nil error without a
+// connection registered means that the peer's own call will arrive.
+func (t *transport) dial(ctx context.Context, p *peer, class Class, cands []netip.AddrPort) error {
+	if len(cands) == 0 {
+		return fmt.Errorf("%w: no endpoint of it is known", ErrUnreachable)
+	}
+	q, err := race(ctx, cands, t.dialer(class, p.id))
+	if err != nil {
+		return err
+	}
+	return t.greet(ctx, q, class)
+}
+
+// race tries endpoints one after the other, each with a short head start, and
+// returns the first connection that dial is content with.
+func race(ctx context.Context, cands []netip.AddrPort, dial func(context.Context, netip.AddrPort) (*quic.Conn, error)) (*quic.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	type result struct {
+		q    *quic.Conn
+		addr netip.AddrPort
+		err  error
+	}
+	results := make(chan result, len(cands))
+	running := 0
+	defer func() {
+		// Losers that made it all the same are closed, not leaked.
+		cancel()
+		for ; running > 0; running-- {
+			if r := <-results; r.q != nil {
+				r.q.CloseWithError(closeSuperseded, "another endpoint was faster")
+			}
+		}
+	}()
+	timer := time.NewTimer(dialStagger)
+	defer timer.Stop()
+	next, start := 0, true
+	var errs []error
+	for {
+		if start && next < len(cands) {
+			addr := cands[next]
+			next++
+			running++
+			go func() {
+				q, err := dial(ctx, addr)
+				results <- result{q, addr, err}
+			}()
+			timer.Reset(dialStagger)
+		}
+		start = false
+		if running == 0 {
+			return nil, errors.Join(errs...)
+		}
+		select {
+		case r := <-results:
+			running--
+			if r.err == nil {
+				return r.q, nil
+			}
+			if ctx.Err() != nil {
+				// Out of time, not refused.
+				errs = append(errs, fmt.Errorf("%v: %w: no answer in time", r.addr, ErrUnreachable))
+				next = len(cands)
+			} else {
+				errs = append(errs, fmt.Errorf("%v: %w", r.addr, connError(r.err)))
+			}
+			start = true
+		case <-timer.C:
+			start = true
+		}
+	}
+}
+
+// dialer returns how to reach want, or any member when want is empty.
+func (t *transport) dialer(class Class, want NodeID) func(context.Context, netip.AddrPort) (*quic.Conn, error) {
+	return func(ctx context.Context, a netip.AddrPort) (*quic.Conn, error) {
+		return t.qt.Dial(ctx, net.UDPAddrFromAddrPort(a), t.clientTLS(class, want), t.quicConfig())
+	}
+}
+
+// The first stream on a member connection, opened by the caller. Without it the
+// caller would not know whether its certificate was accepted, since in TLS 1.3
+// the server checks it after the client is done.
+const protoHello = "mesh/hello"
+
+const maxHello = 1024
+
+type hello struct {
+	Endpoints endpointList `cbor:"1,keyasint,omitempty"` // the caller's own
+}
+
+type helloReply struct {
+	// Duplicate refuses: this side is calling too, and its id is lower.
+	Duplicate bool `cbor:"1,keyasint,omitempty"`
+}
+
+// greet completes a connection this node dialled.
+func (t *transport) greet(ctx context.Context, q *quic.Conn, class Class) error {
+	cert, err := t.verify(q.ConnectionState().TLS)
+	if err != nil {
+		q.CloseWithError(closeForeign, "certificate of another mesh")
+		return err
+	}
+	dup, err := t.sayHello(ctx, q)
+	if err != nil {
+		if q.Context().Err() != nil {
+			err = context.Cause(q.Context())
+		}
+		q.CloseWithError(closeProtocol, "no answer to hello")
+		return fmt.Errorf("%v: %w", endpointOf(q.RemoteAddr()), connError(err))
+	}
+	if dup {
+		q.CloseWithError(closeSuperseded, "the peer's call stands")
+		return nil
+	}
+	if !t.register(q, cert, class, true) {
+		q.CloseWithError(closeSuperseded, "another connection was faster")
+	}
+	return nil
+}
+
+func (t *transport) sayHello(ctx context.Context, q *quic.Conn) (duplicate bool, err error) {
+	s, err := q.OpenStreamSync(ctx)
+	if err != nil {
+		return false, err
+	}
+	stop := context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	defer s.CancelRead(resetClosed)
+	if _, err := s.Write(appendHeader(nil, protoHello)); err != nil {
+		return false, err
+	}
+	if err := WriteMessage(s, hello{Endpoints: t.endpoints()}); err != nil {
+		return false, err
+	}
+	if err := s.Close(); err != nil {
+		return false, err
+	}
+	var r helloReply
+	if err := ReadMessage(s, maxHello, &r); err != nil {
+		return false, err
+	}
+	return r.Duplicate, nil
+}
+
+// serveInbound serves a connection that completed its handshake.
+func (t *transport) serveInbound(q *quic.Conn) {
+	cs := q.ConnectionState().TLS
+	var class Class
+	switch cs.NegotiatedProtocol {
+	case alpnJoin:
+		t.serveJoin(t.ctx, q)
+		t.releaseWindow(q)
+		return
+	case alpnUrgent:
+		class = Urgent
+	case alpnBulk:
+		class = Bulk
+	default: // TLS has negotiated one of ours
+		q.CloseWithError(closeProtocol, "unknown protocol")
+		return
+	}
+	cert, err := t.verify(cs)
+	if err != nil {
+		t.gate.log(t.log, "refused connection", "from", q.RemoteAddr(), "reason", err)
+		q.CloseWithError(closeForeign, "certificate of another mesh")
+		return
+	}
+	if err := t.answerHello(q, cert, class); err != nil {
+		if q.Context().Err() == nil {
+			t.gate.log(t.log, "refused connection", "from", q.RemoteAddr(), "peer", cert.id, "reason", err)
+		}
+		q.CloseWithError(closeProtocol, "hello expected")
+	}
+}
+
+func (t *transport) answerHello(q *quic.Conn, cert peerCert, class Class) error {
+	ctx, cancel := context.WithTimeout(t.ctx, headerTimeout)
+	defer cancel()
+	s, err := q.AcceptStream(ctx)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	defer s.CancelRead(resetClosed)
+	proto, err := readHeader(s)
+	if err != nil {
+		return err
+	}
+	if proto != protoHello {
+		return fmt.Errorf("%w: first stream is %q", ErrMalformed, proto)
+	}
+	var h hello
+	if err := ReadMessage(s, maxHello, &h); err != nil {
+		return err
+	}
+	var r helloReply
+	if cert.id == t.id {
+		r.Duplicate = true // this node called itself; it notices by the id
+	} else {
+		t.mu.Lock()
+		p := t.peerLocked(cert.id)
+		if p.record == nil && len(h.Endpoints) > 0 {
+			p.remembered = h.Endpoints // until gossip brings its record
+		}
+		r.Duplicate = p.links[class].dialing != nil && t.id < cert.id
+		t.mu.Unlock()
+		if !r.Duplicate && !t.register(q, cert, class, false) {
+			return ErrClosed
+		}
+	}
+	if err := WriteMessage(s, r); err != nil {
+		return err
+	}
+	return s.Close()
+}
+
+// register puts a connection to use. It reports false when the mesh is
+// closing, or when this node dialled and another connection came up meanwhile.
+func (t *transport) register(q *quic.Conn, cert peerCert, class Class, dialled bool) bool {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return false
+	}
+	p := t.peerLocked(cert.id)
+	l := &p.links[class]
+	if dialled && l.dialing == nil && l.current() != nil && l.current().alive() {
+		t.mu.Unlock()
+		return false
+	}
+	c := &conn{t: t, peer: p, class: class, q: q, dialled: dialled, since: time.Now()}
+	c.touch()
+	old := slices.Clone(l.conns)
+	l.conns = append(l.conns, c)
+	p.observed = c.endpoint()
+	p.failing, p.left = false, false
+	p.tier, p.authority = cert.tier, cert.authority
+	p.retryAt = time.Time{}
+	t.settleLocked(l, c, nil)
+	t.wg.Add(1)
+	t.mu.Unlock()
+	t.log.Debug("connected", "peer", cert.id, "class", class, "endpoint", c.endpoint(), "dialled", dialled)
+	go func() {
+		defer t.wg.Done()
+		t.serve(c)
+	}()
+	// The peer called although it had a connection, or this node did: does the
+	// old one still work?
+	for _, o := range old {
+		if o.streams.Load() > 0 {
+			t.probe(o)
+		}
+	}
+	return true
+}
+
+// serve takes in what the peer sends until the connection ends.
+func (t *transport) serve(c *conn) {
+	ctx := c.q.Context()
+	var wg sync.WaitGroup
+	defer func() {
+		// Streams of a broken connection fail by themselves, so their handlers
+		// return.
+		wg.Wait()
+		t.releaseWindow(c.q)
+	}()
+	if c.class == Urgent {
+		wg.Go(func() {
+			for {
+				b, err := c.q.ReceiveDatagram(ctx)
+				if err != nil {
+					return
+				}
+				c.touch()
+				t.onDatagram(c.peer.id, b)
+			}
+		})
+	}
+	for {
+		q, err := c.q.AcceptStream(ctx)
+		if err != nil {
+			break
+		}
+		c.streams.Add(1)
+		c.touch()
+		s := &Stream{q: q, conn: c}
+		wg.Go(func() { t.serveStream(s) })
+	}
+	t.gone(c)
+}
+
+func (t *transport) serveStream(s *Stream) {
+	defer s.Close()
+	s.SetReadDeadline(time.Now().Add(headerTimeout))
+	proto, err := readHeader(s.q)
+	if err != nil {
+		s.Reset(resetBadHeader)
+		t.log.Debug("stream without a header", "peer", s.Peer(), "err", err)
+		return
+	}
+	s.SetReadDeadline(time.Time{})
+	s.protocol = proto
+	h := t.handlers[proto]
+	if h == nil {
+		t.log.Debug("stream for an unknown protocol", "peer", s.Peer(), "protocol", proto)
+		s.Reset(resetUnknownProtocol)
+		return
+	}
+	ctx, cancel := context.WithCancel(s.Context())
+	defer cancel()
+	stop := context.AfterFunc(t.ctx, cancel)
+	defer stop()
+	h(ctx, s)
+}
+
+// gone takes a dead connection out of use.
+func (t *transport) gone(c *conn) {
+	if c.alive() {
+		c.q.CloseWithError(closeNormal, "")
+	}
+	cause := context.Cause(c.q.Context())
+	t.mu.Lock()
+	l := &c.peer.links[c.class]
+	i := slices.Index(l.conns, c)
+	if i < 0 {
+		t.mu.Unlock()
+		return
+	}
+	l.conns = slices.Delete(l.conns, i, i+1)
+	var ae *quic.ApplicationError
+	byChoice := errors.As(cause, &ae)
+	if byChoice && ae.Remote && ae.ErrorCode == closeLeaving {
+		c.peer.left = true
+	}
+	if len(l.conns) == 0 && !byChoice {
+		c.peer.failing = true
+	}
+	t.mu.Unlock()
+	t.log.Debug("disconnected", "peer", c.peer.id, "class", c.class, "cause", cause)
+}
+
+// reapLoop closes connections nobody uses.
+func (t *transport) reapLoop() {
+	tick := time.NewTicker(reapInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-t.ctx.Done():
+			return
+		case <-tick.C:
+			t.reap()
+		}
+	}
+}
+
+func (t *transport) reap() {
+	type doomed struct {
+		c    *conn
+		code quic.ApplicationErrorCode
+		why  string
+	}
+	var close []doomed
+	var probe []*conn
+	t.mu.Lock()
+	for _, p := range t.peers {
+		for class := range p.links {
+			l := &p.links[class]
+			for i, c := range l.conns {
+				busy := c.streams.Load() > 0
+				limit := idleUrgent
+				if Class(class) == Bulk {
+					limit = idleBulk
+				}
+				switch {
+				case i < len(l.conns)-1 && time.Since(l.current().since) > reapInterval:
+					if busy {
+						probe = append(probe, c)
+					} else {
+						close = append(close, doomed{c, closeSuperseded, "superseded"})
+					}
+				case i == len(l.conns)-1 && !busy && c.idleFor() > limit:
+					close = append(close, doomed{c, closeIdle, "idle"})
+				}
+			}
+		}
+	}
+	t.mu.Unlock()
+	for _, d := range close {
+		t.shut(d.c, d.code, d.why)
+	}
+	for _, c := range probe {
+		t.probe(c)
+	}
+}
+
+// shut closes a connection on purpose.
+func (t *transport) shut(c *conn, code quic.ApplicationErrorCode, why string) {
+	c.q.CloseWithError(code, why)
+	t.gone(c)
+}
+
+// probe closes c unless it answers a ping soon: its path may have gone with
+// the peer's old address, and the streams on it should fail now rather than at
+// the idle timeout.
+func (t *transport) probe(c *conn) {
+	if c.probing.Swap(true) {
+		return
+	}
+	started := t.goes(func() {
+		defer c.probing.Store(false)
+		ctx, cancel := context.WithTimeout(t.ctx, probeTimeout)
+		defer cancel()
+		if _, err := c.ping(ctx); err != nil && t.ctx.Err() == nil {
+			t.shut(c, closeSuperseded, "no answer on the old path")
+		}
+	})
+	if !started {
+		c.probing.Store(false)
+	}
+}
+
+// moved is called when this node's own addresses have changed. Connections
+// this node dialled move along with the next packet (RFC 9000, section 9); a
+// server cannot move, so the others are dialled anew.
+func (t *transport) moved() {
+	type call struct {
+		id    NodeID
+		class Class
+	}
+	var calls []call
+	var pokes []*conn
+	t.mu.Lock()
+	for id, p := range t.peers {
+		p.retryAt = time.Time{}
+		for class := range Class(classes) {
+			if c := p.links[class].current(); c != nil {
+				if c.dialled {
+					pokes = append(pokes, c)
+				} else {
+					calls = append(calls, call{id, class})
+				}
+			}
+		}
+	}
+	t.mu.Unlock()
+	for _, c := range calls {
+		t.redial(c.id, c.class)
+	}
+	for _, c := range pokes {
+		t.goes(func() {
+			ctx, cancel := context.WithTimeout(t.ctx, probeTimeout)
+			defer cancel()
+			if _, err := c.ping(ctx); err != nil && c.alive() {
+				t.redial(c.peer.id, c.class)
+			}
+		})
+	}
+}
+
+// seed calls whoever listens at one of addrs, and returns who it is.
+func (t *transport) seed(ctx context.Context, addrs []netip.AddrPort) (NodeID, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	q, err := race(ctx, addrs, t.dialer(Urgent, ""))
+	if err != nil {
+		return "", err
+	}
+	cert, err := t.verify(q.ConnectionState().TLS)
+	if err != nil {
+		q.CloseWithError(closeForeign, "certificate of another mesh")
+		return "", err
+	}
+	if cert.id == t.id {
+		q.CloseWithError(closeNormal, "called myself")
+		return cert.id, nil
+	}
+	t.mu.Lock()
+	p := t.peerLocked(cert.id)
+	p.remembered = mergeEndpoints([]netip.AddrPort{endpointOf(q.RemoteAddr())}, p.remembered...)
+	have := p.links[Urgent].current() != nil
+	t.mu.Unlock()
+	if have {
+		q.CloseWithError(closeSuperseded, "connected already")
+		return cert.id, nil
+	}
+	return cert.id, t.greet(ctx, q, Urgent)
+}
+
+// packetQueue is how many datagrams may wait for a peer.
+const packetQueue = 64
+
+// send queues a datagram for a peer. It never blocks: gossip counts on that,
+// and on losing packets now and then.
+func (t *transport) send(id NodeID, b []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[id]
+	if p == nil || t.closed {
+		return
+	}
+	if p.links[Urgent].current() == nil && p.links[Urgent].dialing == nil && time.Now().Before(p.retryAt) {
+		return // it was not there a moment ago
+	}
+	select {
+	case p.queue <- b:
+	default:
+		return
+	}
+	if !p.sending {
+		p.sending = true
+		t.wg.Add(1)
+		go func() {
+			defer t.wg.Done()
+			t.sendLoop(p)
+		}()
+	}
+}
+
+// sendLoop sends what is queued for a peer, and ends when nothing is for a
+// while.
+func (t *transport) sendLoop(p *peer) {
+	const linger = 5 * time.Second
+	idle := time.NewTimer(linger)
+	defer idle.Stop()
+	for {
+		select {
+		case b := <-p.queue:
+			idle.Reset(linger)
+			c, err := t.connect(t.ctx, p.id, Urgent)
+			if err != nil {
+				// What waits is as stale as what failed.
+				for len(p.queue) > 0 {
+					<-p.queue
+				}
+				continue
+			}
+			c.touch()
+			if err := c.q.SendDatagram(b); err != nil && c.alive() {
+				t.log.Debug("datagram not sent", "peer", p.id, "bytes", len(b), "err", err)
+			}
+		case <-idle.C:
+			t.mu.Lock()
+			if len(p.queue) == 0 {
+				p.sending = false
+				t.mu.Unlock()
+				return
+			}
+			t.mu.Unlock()
+			idle.Reset(linger)
+		case <-t.ctx.Done():
+			return
+		}
+	}
+}
+
+// nodeAt returns the node with a synthetic address.
+func (t *transport) nodeAt(a netip.Addr) (NodeID, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	id, ok := t.gossip[a]
+	return id, ok
+}
