@@ -1,0 +1,291 @@
+package pager
+
+import (
+	"context"
+	"crypto/ed25519"
+	crand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"log/slog"
+	"math/big"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"golang.org/x/sys/unix"
+)
+
+func quiet() *slog.Logger { return quietLog }
+
+func quantile(ns []int64, q float64) float64 {
+	slices.Sort(ns)
+	return float64(ns[int(q*float64(len(ns)-1))]) / 1e3
+}
+
+// BenchmarkFault measures what a worker waits for a page that is already at
+// its node: from the touch in the runner to the touch done.
+func BenchmarkFault(b *testing.B) {
+	const pages = 4096
+	mem, table := benchMemory(pages)
+	store := NewStore(64 << 20)
+	for p := range pages {
+		store.Put(mem[p*PageSize : (p+1)*PageSize])
+	}
+	bench := func(b *testing.B, order []PageNum, change func(*SinkConfig)) {
+		startArmable(b, 1).kill()
+		var ns []int64
+		var service Latency
+		for b.Loop() {
+			b.StopTimer()
+			c := startArmable(b, pages)
+			sink := armSink(b, c, pages, func(cfg *SinkConfig) {
+				cfg.Log = quiet()
+				change(cfg)
+			})
+			ctx, cancel := context.WithCancelCause(context.Background())
+			stop, err := sink.startFaults(cancel)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+			ns = append(ns, c.do(childRequest{Op: "touch", Pages: order}).Nanos...)
+			b.StopTimer()
+			if ctx.Err() != nil {
+				b.Fatal(context.Cause(ctx))
+			}
+			service = sink.Stats().Fault
+			c.kill()
+			stop()
+			cancel(nil)
+			b.StartTimer()
+		}
+		sum := int64(0)
+		for _, n := range ns {
+			sum += n
+		}
+		b.ReportMetric(0, "ns/op")
+		b.ReportMetric(quantile(ns, 0.5), "µs-p50/page")
+		b.ReportMetric(quantile(ns, 0.99), "µs-p99/page")
+		b.ReportMetric(float64(sum)/float64(len(ns))/1e3, "µs-mean/page")
+		b.ReportMetric(float64(service.P50)/1e3, "µs-service-p50/fault")
+	}
+	random := make([]PageNum, pages)
+	for i, p := range rand.New(rand.NewPCG(3, 4)).Perm(pages) {
+		random[i] = PageNum(p)
+	}
+	named := func(cfg *SinkConfig) { cfg.Table, cfg.Store = table, store }
+	// Backwards and eight apart: no fault brings what the next one needs.
+	var apart []PageNum
+	for p := pages - 8; p >= 0; p -= 8 {
+		apart = append(apart, PageNum(p))
+	}
+	b.Run("store/order=random", func(b *testing.B) { bench(b, random, named) })
+	b.Run("store/order=apart", func(b *testing.B) { bench(b, apart, named) })
+	b.Run("store/order=sequential", func(b *testing.B) { bench(b, pageList(0, pages), named) })
+	b.Run("zero/order=random", func(b *testing.B) {
+		zeros := NewTable(pages)
+		for p := 0; p < pages; p++ { // short stretches, so that they stay armed
+			if p%128 != 0 {
+				zeros.Set(Run{PageNum(p), 1}, Zero)
+			}
+		}
+		var order []PageNum
+		for _, p := range random {
+			if p%128 != 0 {
+				order = append(order, p)
+			}
+		}
+		bench(b, order, func(cfg *SinkConfig) { cfg.Table = zeros })
+	})
+}
+
+// quicPair is a connection over loopback, both ends.
+func quicPair(b testing.TB) (client, server *quic.Conn) {
+	pub, priv, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"pager"}}
+	der, err := x509.CreateCertificate(crand.Reader, tmpl, tmpl, pub, priv)
+	if err != nil {
+		b.Fatal(err)
+	}
+	conf := &quic.Config{
+		InitialStreamReceiveWindow: 8 << 20, MaxStreamReceiveWindow: 16 << 20,
+		InitialConnectionReceiveWindow: 16 << 20, MaxConnectionReceiveWindow: 32 << 20,
+	}
+	ln, err := quic.ListenAddr("127.0.0.1:0", &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: priv}}, NextProtos: []string{"pager"},
+	}, conf)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { ln.Close() })
+	ctx := testContext(b)
+	client, err = quic.DialAddr(ctx, ln.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"pager"}}, conf)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if server, err = ln.Accept(ctx); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = client.CloseWithError(0, "")
+		_ = server.CloseWithError(0, "")
+	})
+	return client, server
+}
+
+// quicDialer opens streams from the client and serves them at the server.
+type quicDialer struct {
+	client, server *quic.Conn
+	src            *Source
+	serving        sync.WaitGroup
+}
+
+type quicStream struct{ *quic.Stream }
+
+func (s quicStream) Close() error {
+	s.CancelRead(0)
+	return s.Stream.Close()
+}
+
+func (d *quicDialer) open(ctx context.Context, bulk bool) (io.ReadWriteCloser, error) {
+	st, err := d.client.OpenStreamSync(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d.serving.Go(func() {
+		st, err := d.server.AcceptStream(ctx)
+		if err != nil {
+			return
+		}
+		defer quicStream{st}.Close()
+		h, err := ReadHello(st)
+		if err == nil {
+			_ = d.src.Serve(ctx, h, st)
+		}
+	})
+	return quicStream{st}, nil
+}
+
+func (d *quicDialer) Demand(ctx context.Context) (io.ReadWriteCloser, error) {
+	return d.open(ctx, false)
+}
+func (d *quicDialer) Bulk(ctx context.Context) (io.ReadWriteCloser, error) { return d.open(ctx, true) }
+
+// bare carries the memory over one QUIC stream and does nothing else.
+func bare(b testing.TB, client, server *quic.Conn, mem []byte) {
+	ctx := context.Background()
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		st, err := client.OpenStreamSync(ctx)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		for at := 0; at < len(mem); at += 1 << 20 {
+			if _, err := st.Write(mem[at : at+1<<20]); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+		_ = st.Close()
+	})
+	st, err := server.AcceptStream(ctx)
+	if err != nil {
+		b.Fatal(err)
+	}
+	buf := make([]byte, 1<<20)
+	n := 0
+	for {
+		m, err := st.Read(buf)
+		n += m
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	_ = st.Close()
+	if n != len(mem) {
+		b.Fatalf("%d bytes of %d", n, len(mem))
+	}
+	sending.Wait()
+}
+
+// BenchmarkBulk carries a memory from source to sink, with hashing at both
+// ends, against the same bytes over a bare stream in the same run.
+func BenchmarkBulk(b *testing.B) {
+	const pages = 16384
+	mem, _ := benchMemory(pages)
+	mib := float64(len(mem)) / (1 << 20)
+
+	transfer := func(b *testing.B, armed bool, dialer func(*Source) Dialer) time.Duration {
+		src, err := NewSource(SourceConfig{Worker: "w", Epoch: 3, Memory: mem, Log: quiet()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		var sink *Sink
+		var c *child
+		if armed {
+			c = startArmable(b, pages)
+			sink = armSink(b, c, pages, func(cfg *SinkConfig) { cfg.Log = quiet() })
+		} else {
+			data, err := unix.Mmap(-1, 0, len(mem), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = unix.Munmap(data) }()
+			sink, err = NewSink(SinkConfig{Worker: "w", Epoch: 3, Region: Region{Data: data, UFFD: -1}, Size: int64(len(mem)), Log: quiet()})
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+		start := time.Now()
+		if err := sink.Run(context.Background(), dialer(src)); err != nil {
+			b.Fatal(err)
+		}
+		took := time.Since(start)
+		src.Close()
+		if c != nil {
+			c.kill()
+		}
+		return took
+	}
+	for _, armed := range []bool{false, true} {
+		name := "mode=fill"
+		if armed {
+			name = "mode=armed"
+		}
+		b.Run("path=pipe/"+name, func(b *testing.B) {
+			var total time.Duration
+			for b.Loop() {
+				total += transfer(b, armed, func(src *Source) Dialer { return newPipes(b, src) })
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(mib*float64(b.N)/total.Seconds(), "MiB/s")
+		})
+		b.Run("path=quic/"+name, func(b *testing.B) {
+			client, server := quicPair(b)
+			var total, plain time.Duration
+			for b.Loop() {
+				start := time.Now()
+				bare(b, client, server, mem)
+				plain += time.Since(start)
+				d := &quicDialer{client: client, server: server}
+				total += transfer(b, armed, func(src *Source) Dialer { d.src = src; return d })
+				d.serving.Wait()
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(mib*float64(b.N)/total.Seconds(), "MiB/s")
+			b.ReportMetric(mib*float64(b.N)/plain.Seconds(), "MiB/s-bare")
+			b.ReportMetric(plain.Seconds()/total.Seconds(), "of-bare")
+		})
+	}
+}

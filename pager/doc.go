@@ -1,0 +1,30 @@
+// Package pager moves the memory of a worker: it names pages, keeps page
+// tables, finds what was written, and brings pages to a worker that already
+// runs elsewhere, those it waits for first. It is given plain readers and
+// writers and knows nothing of the network behind them.
+//
+// A move has two ends. At the origin a Source serves the pages of a frozen
+// worker. At the destination a Sink dials two streams to it: one asks for the
+// pages the worker waits for, the other brings all others unasked. Each
+// stream opens with a Hello that says what is already there, so a stream
+// that breaks is dialled again and nothing crosses twice.
+//
+//	Sink                                     Source
+//	Hello ------------ demand stream ------>
+//	      <------------------------- Welcome
+//	Want  ------------------------------->          a worker waits
+//	      <------------------- Pages | Zeros
+//
+//	Hello ------------ bulk stream -------->
+//	      <------------------------- Welcome
+//	      <--------------------------- Zeros        holes, all at once
+//	      <--------------------------- Pages        most recently written first
+//	      <--------------------------- Names        only if asked for in Hello:
+//	Lacks ------------------------------->          names ahead, pages as lacking
+//	      <---------------------------- Done        all pushed
+//	Done  ------------------------------->          all in
+//
+// Where the kernel has userfaultfd the worker runs meanwhile and waits only
+// for the pages it touches. Elsewhere the same Sink fills the memory before
+// the worker resumes.
+package pager

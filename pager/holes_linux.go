@@ -1,0 +1,65 @@
+package pager
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// ZeroRuns lists the pages below size of a memory file that were never
+// written, which are zero. It asks the file system (SEEK_DATA and SEEK_HOLE,
+// lseek(2)) and reads nothing: reading a hole of a memory file through a
+// mapping would fill it. Pages that are zero though once written are not
+// among them. The file must not be written meanwhile.
+func ZeroRuns(file *os.File, size int64) ([]Run, error) {
+	if size < 0 || size > MaxPages*PageSize {
+		return nil, fmt.Errorf("find holes in %d bytes: at most %d", size, int64(MaxPages)*PageSize)
+	}
+	var runs []Run
+	err := control(file, func(fd int) error {
+		// The offset of the descriptor moves, and it is shared with every
+		// duplicate. Nobody reads or writes a memory file by offset.
+		for at := int64(0); at < size; {
+			data, err := unix.Seek(fd, at, unix.SEEK_DATA)
+			switch {
+			case errors.Is(err, unix.ENXIO): // no more data
+				data = size
+			case err != nil:
+				return fmt.Errorf("find data after %d: %w", at, err)
+			}
+			data = min(data, size)
+			// A page that is hole and data in parts counts as data.
+			first, last := (at+PageSize-1)/PageSize, data/PageSize
+			if data == size {
+				last = (size + PageSize - 1) / PageSize
+			}
+			if last > first {
+				runs = append(runs, Run{PageNum(first), uint32(last - first)})
+			}
+			if data == size {
+				return nil
+			}
+			if at, err = unix.Seek(fd, data, unix.SEEK_HOLE); err != nil {
+				return fmt.Errorf("find a hole after %d: %w", data, err)
+			}
+		}
+		return nil
+	})
+	return runs, err
+}
+
+// control calls f with the descriptor of file, which stays as it is and open
+// meanwhile.
+func control(file *os.File, f func(fd int) error) error {
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := conn.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
+		return err
+	}
+	return inner
+}

@@ -1,0 +1,9 @@
+//go:build !linux
+
+package pager
+
+import "os"
+
+// ZeroRuns finds nothing on this platform; pages of zeroes are found when
+// they are read.
+func ZeroRuns(file *os.File, size int64) ([]Run, error) { return nil, nil }
