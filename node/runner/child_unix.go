@@ -1,0 +1,454 @@
+//go:build unix
+
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
+	"github.com/tetratelabs/wazero/sys"
+
+	"meshnode/node/suspend"
+	"meshnode/node/wasi"
+	"meshnode/pager"
+)
+
+// Descriptors the child inherits beside 0 to 2.
+const (
+	childSocket = 3
+	childMemory = 4
+)
+
+// childEnv is all of the child's environment.
+func childEnv() []string {
+	return []string{
+		// One thread runs the worker; the other is for the garbage collector.
+		"GOMAXPROCS=2",
+		// Preemption signals would interrupt waits for a page again and again,
+		// and each time the fault is reported anew. Compiled WebAssembly could
+		// not be preempted by them anyway.
+		// The number of threads is set above: no need to watch cgroups.
+		"GODEBUG=asyncpreemptoff=1,containermaxprocs=0,updatemaxprocs=0",
+		"GOMEMLIMIT=256MiB",
+		"GOTRACEBACK=single",
+	}
+}
+
+// Main is the child's entry. It returns the process's exit code.
+func Main() int {
+	c := &child{link: newLink(childSocket)}
+	if err := c.run(); err != nil {
+		fmt.Fprintln(os.Stderr, "runner:", err)
+		return 2
+	}
+	return 0
+}
+
+// A child is the runner seen from inside its process.
+type child struct {
+	link    *link
+	limit   uint64
+	mem     []byte
+	uffd    int
+	runtime wazero.Runtime
+	module  api.Module
+	info    suspend.Info
+	handler api.Function
+	globals []api.MutableGlobal
+	clock   *wasi.Clock
+	wasi    *wasi.Host
+	host    *host
+	linear  *linearMemory
+	stack   [3]uint64
+	phase   phase
+	// lost is set when the node cannot be written to any more.
+	lost error
+}
+
+// A phase is how far a worker has come; it only advances.
+type phase uint8
+
+const (
+	phaseFresh   phase = iota // nothing called yet
+	phaseCleared              // memory empty, waiting for a state
+	phaseLive                 // initialised or restored: takes events
+	phaseStopped              // trapped or exited
+)
+
+// run serves the node until it goes away.
+func (c *child) run() error {
+	closeInherited()
+	watchParent(childSocket)
+	typ, body, err := c.link.read(maxRequest)
+	if err != nil {
+		return err
+	}
+	if typ != msgSetup {
+		return fmt.Errorf("%w: first message has type %#x", errFrame, typ)
+	}
+	var s setup
+	if err := decode(body, &s); err != nil {
+		return err
+	}
+	ctx := context.Background()
+	info, err := c.setUp(ctx, &s)
+	if err != nil {
+		f := failed{Reason: err.Error()}
+		var limit *ExitError
+		if errors.As(err, &limit) {
+			f.Kind, f.Reason = limit.Kind, limit.Reason
+		}
+		errors.As(err, &f.Refused)
+		return c.link.write(msgFailed, &f)
+	}
+	if err := c.link.writeFD(msgReady, info, c.uffd); err != nil {
+		return err
+	}
+	for {
+		typ, body, err := c.link.read(maxRequest)
+		if err != nil {
+			return err
+		}
+		if err := c.serve(ctx, typ, body); err != nil {
+			return err
+		}
+		if c.lost != nil {
+			return c.lost
+		}
+	}
+}
+
+// setUp compiles and instantiates the module, then locks the process down.
+func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
+	if err := checkLimit(s.MemoryLimit); err != nil {
+		return nil, err
+	}
+	c.limit = s.MemoryLimit
+	var err error
+	if c.mem, err = mapMemory(childMemory, s.MemoryLimit); err != nil {
+		return nil, err
+	}
+	info := &ready{Base: addressOf(c.mem)}
+	var features uint64
+	if c.uffd, features, err = pager.OpenUserfault(); err != nil {
+		c.uffd = -1
+		info.UFFDError = err.Error()
+	} else {
+		info.UFFD, info.Features = true, features
+	}
+
+	binary, err := os.ReadFile(s.ModulePath)
+	if err != nil {
+		return nil, fmt.Errorf("read module: %w", err)
+	}
+	prepared, err := suspend.Prepare(binary)
+	if err != nil {
+		return nil, err
+	}
+	binary = nil
+	c.info = prepared.Info
+	if err := c.info.CanBeEventWorker(); err != nil {
+		return nil, err
+	}
+	if need := uint64(c.info.MemoryMin) * WasmPage; need > c.limit {
+		return nil, &ExitError{Kind: MemoryLimit, Reason: fmt.Sprintf("the module starts with %d bytes of memory, its limit is %d", need, c.limit)}
+	}
+
+	config := wazero.NewRuntimeConfigInterpreter()
+	if !s.Interpreter {
+		// The compiler where it is supported.
+		config = wazero.NewRuntimeConfig()
+		info.Compiler = compilerSupported()
+	}
+	if s.CacheDir != "" {
+		cache, err := wazero.NewCompilationCacheWithDir(s.CacheDir)
+		if err != nil {
+			return nil, fmt.Errorf("open compilation cache: %w", err)
+		}
+		config = config.WithCompilationCache(cache)
+	}
+	c.runtime = wazero.NewRuntimeWithConfig(ctx, config)
+	c.clock = wasi.NewClock(0)
+	c.host = newHost(c.clock, c.log)
+	if err := c.host.instantiate(ctx, c.runtime); err != nil {
+		return nil, err
+	}
+	c.wasi, err = wasi.New(wasi.Config{Args: s.Args, Env: s.Env, Clock: c.clock, Output: c.output})
+	if err != nil {
+		return nil, err
+	}
+	if err := c.wasi.Instantiate(ctx, c.runtime); err != nil {
+		return nil, err
+	}
+	compiled, err := c.runtime.CompileModule(ctx, prepared.Module)
+	if err != nil {
+		return nil, &suspend.RefusedError{
+			Feature: "invalid module",
+			Why:     clip(err.Error(), maxReason),
+			Hint:    "the module does not pass validation: build it again",
+		}
+	}
+	c.linear = &linearMemory{reservation: c.mem}
+	c.module, err = c.runtime.InstantiateModule(
+		experimental.WithMemoryAllocator(ctx, experimental.MemoryAllocatorFunc(c.linear.allocate)),
+		compiled,
+		// No start functions: Init calls them, and a restored worker must not.
+		wazero.NewModuleConfig().WithName("").WithStartFunctions(),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("instantiate module: %w", err)
+	}
+	c.handler = c.module.ExportedFunction("meshnode_event")
+	for _, g := range c.info.Globals {
+		m, ok := c.module.ExportedGlobal(g.Export).(api.MutableGlobal)
+		if !ok {
+			return nil, fmt.Errorf("global %d is out of reach", g.Index)
+		}
+		c.globals = append(c.globals, m)
+	}
+	info.Pages = c.pages()
+
+	// Compiling takes far more memory than running.
+	debug.FreeOSMemory()
+	if err := lockDown(); err != nil {
+		info.SandboxError = err.Error()
+	} else {
+		info.Sandbox = true
+	}
+	return info, nil
+}
+
+func (c *child) pages() uint32 { return uint32(len(c.linear.current) / WasmPage) }
+
+// serve answers one request. The error is one that ends the process.
+func (c *child) serve(ctx context.Context, typ byte, body []byte) error {
+	switch typ {
+	case msgInit:
+		if c.phase != phaseFresh {
+			return c.refuse("the worker has been initialised or restored")
+		}
+		if stop := c.initialise(ctx); stop != nil {
+			return c.link.write(msgStopped, stop)
+		}
+		c.phase = phaseLive
+		return c.link.write(msgOK, nil)
+
+	case msgClear:
+		if c.phase != phaseFresh {
+			return c.refuse("the worker has been initialised or restored")
+		}
+		if err := dropMemory(childMemory, c.mem); err != nil {
+			return c.refuse("clear memory: " + err.Error())
+		}
+		c.phase = phaseCleared
+		return c.link.write(msgOK, nil)
+
+	case msgRestore:
+		var s State
+		if err := decode(body, &s); err != nil {
+			return c.refuse(err.Error())
+		}
+		if c.phase != phaseCleared {
+			return c.refuse("the worker's memory has not been cleared")
+		}
+		if err := c.restore(&s); err != nil {
+			return c.refuse("restore: " + err.Error())
+		}
+		c.phase = phaseLive
+		return c.link.write(msgOK, nil)
+
+	case msgEvent:
+		var e Event
+		if err := decode(body, &e); err != nil {
+			return c.refuse(err.Error())
+		}
+		if c.phase != phaseLive {
+			return c.refuse("the worker has not been initialised or restored")
+		}
+		if e.Kind > Timer || len(e.Payload) > MaxPayload {
+			return c.refuse(fmt.Sprintf("event of kind %d with %d bytes", e.Kind, len(e.Payload)))
+		}
+		effects, stop := c.event(ctx, e)
+		if stop != nil {
+			return c.link.write(msgStopped, stop)
+		}
+		return c.link.write(msgEffects, effects)
+
+	case msgState:
+		if c.phase != phaseLive {
+			return c.refuse("the worker has not been initialised or restored")
+		}
+		return c.link.write(msgStateIs, c.state())
+	}
+	return fmt.Errorf("%w: type %#x", errFrame, typ)
+}
+
+func (c *child) refuse(reason string) error {
+	return c.link.write(msgFailed, &failed{Reason: reason})
+}
+
+// initialise runs what a new worker runs once: the start function, then
+// _initialize. Both may arm timers only through events, so nothing comes of
+// them but memory.
+func (c *child) initialise(ctx context.Context) *stopped {
+	for _, name := range []string{c.info.Start, "_initialize"} {
+		if name == "" || name == "_initialize" && !c.info.Initialize {
+			continue
+		}
+		err := c.module.ExportedFunction(name).CallWithStack(ctx, c.stack[:])
+		c.wasi.Flush()
+		if err != nil {
+			return c.stop(err)
+		}
+	}
+	return nil
+}
+
+// event has the worker handle one event.
+func (c *child) event(ctx context.Context, e Event) (*Effects, *stopped) {
+	c.host.begin(e)
+	c.linear.refused = false
+	c.stack[0], c.stack[1], c.stack[2] = uint64(e.Kind), e.ID, uint64(len(e.Payload))
+	start := time.Now()
+	err := c.handler.CallWithStack(ctx, c.stack[:])
+	took := time.Since(start)
+	c.wasi.Flush()
+	if err != nil {
+		return nil, c.stop(err)
+	}
+	out := c.host.end()
+	out.Status = int32(uint32(c.stack[0]))
+	out.Duration = took
+	out.Pages = c.pages()
+	return out, nil
+}
+
+// stop says why the worker runs no more.
+func (c *child) stop(err error) *stopped {
+	c.phase = phaseStopped
+	var exit *sys.ExitError
+	if errors.As(err, &exit) {
+		s := &stopped{Kind: Exited, Code: exit.ExitCode(), Reason: fmt.Sprintf("it called proc_exit with code %d", exit.ExitCode())}
+		if c.linear.refused && s.Code != 0 {
+			s.Kind = MemoryLimit
+			s.Reason = fmt.Sprintf("it was refused memory over its limit of %d bytes, then called proc_exit with code %d", c.limit, s.Code)
+		}
+		return s
+	}
+	text, stack, _ := strings.Cut(err.Error(), "\nwasm stack trace:\n")
+	s := &stopped{Kind: Trapped, Reason: clip(strings.TrimPrefix(text, "wasm error: "), maxReason), Stack: clip(stack, maxReason)}
+	if c.linear.refused {
+		s.Kind = MemoryLimit
+		s.Reason = fmt.Sprintf("it was refused memory over its limit of %d bytes, then trapped: %s", c.limit, s.Reason)
+	}
+	return s
+}
+
+func (c *child) state() *State {
+	s := &State{
+		Pages: c.pages(),
+		WASI:  c.wasi.State(),
+		Clock: c.clock.Now(),
+		Armed: c.host.timers(),
+	}
+	for i, g := range c.info.Globals {
+		v := c.globals[i].Get()
+		if g.Type == api.ValueTypeI32 || g.Type == api.ValueTypeF32 {
+			v &= math.MaxUint32
+		}
+		s.Globals = append(s.Globals, Global{Index: g.Index, Type: g.Type, Value: v})
+	}
+	return s
+}
+
+// restore makes the worker what s says. It checks all of s first, so that a
+// worker is restored as a whole or not at all, and touches no page of memory.
+func (c *child) restore(s *State) error {
+	if len(s.Globals) != len(c.globals) {
+		return fmt.Errorf("%d globals, the module has %d", len(s.Globals), len(c.globals))
+	}
+	for i, g := range s.Globals {
+		want := c.info.Globals[i]
+		if g.Index != want.Index || g.Type != want.Type {
+			return fmt.Errorf("global %d of type %#x, the module has global %d of type %#x", g.Index, g.Type, want.Index, want.Type)
+		}
+		if (g.Type == api.ValueTypeI32 || g.Type == api.ValueTypeF32) && g.Value > math.MaxUint32 {
+			return fmt.Errorf("global %d is over 32 bits", g.Index)
+		}
+	}
+	if s.Clock < 0 {
+		return errors.New("clock before zero")
+	}
+	now := c.pages()
+	if s.Pages < now || uint64(s.Pages)*WasmPage > c.limit || s.Pages > c.info.MemoryMax {
+		return fmt.Errorf("memory of %d pages: the module starts with %d and may have %d, the limit is %d",
+			s.Pages, now, c.info.MemoryMax, c.limit/WasmPage)
+	}
+	if err := c.host.setTimers(s.Armed); err != nil {
+		return err
+	}
+	if err := c.wasi.SetState(s.WASI); err != nil {
+		return err
+	}
+	if _, ok := c.module.Memory().Grow(s.Pages - now); !ok {
+		return fmt.Errorf("memory does not grow from %d to %d pages", now, s.Pages)
+	}
+	for i, g := range s.Globals {
+		c.globals[i].Set(g.Value)
+	}
+	c.clock.Set(s.Clock)
+	return nil
+}
+
+// log sends a line to the node at once: the last lines before a worker hangs
+// are the ones that matter.
+func (c *child) log(l Log) {
+	if c.lost == nil {
+		c.lost = c.link.write(msgLog, &logLine{Level: int(l.Level), Source: l.Source, Text: l.Text})
+	}
+}
+
+// output takes a line of the worker's standard output or error.
+func (c *child) output(stream int, line []byte) {
+	source := "stdout"
+	if stream == 2 {
+		source = "stderr"
+	}
+	c.log(Log{Level: slog.LevelInfo, Source: source, Text: printable(string(line))})
+}
+
+// A linearMemory hands the shared mapping to the runtime, which grows into it
+// and never moves.
+type linearMemory struct {
+	reservation []byte
+	current     []byte
+	// refused is set when the worker asked for more than the limit.
+	refused bool
+}
+
+func (m *linearMemory) allocate(_, _ uint64) experimental.LinearMemory { return m }
+
+// Reallocate returns the first size bytes, or nil over the limit, which the
+// worker sees as memory.grow failing. Memory is only ever grown, and what lies
+// beyond its end has never been written: it need not be cleared.
+func (m *linearMemory) Reallocate(size uint64) []byte {
+	if size > uint64(len(m.reservation)) {
+		m.refused = true
+		return nil
+	}
+	m.current = m.reservation[:size:size]
+	return m.current
+}
+
+// Free does nothing: the mapping lasts as long as the process.
+func (m *linearMemory) Free() {}

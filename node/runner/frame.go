@@ -1,0 +1,161 @@
+package runner
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"meshnode/node/suspend"
+)
+
+// Messages between the node and a runner. Big endian:
+//
+//	length uint32  // of all that follows, at least 1
+//	type   uint8
+//	body   [length-1]byte  // CBOR, one item
+//
+// The node asks, the runner answers with one message; before its answer the
+// runner may send any number of msgLog. A runner is no more trusted than the
+// worker in it, so both sides check length before they read and CBOR is decoded
+// with limits.
+const (
+	// From the node.
+	msgSetup   = 0x01 // setup -> ready | failed
+	msgInit    = 0x02 // nothing -> ok | stopped
+	msgClear   = 0x03 // nothing -> ok | failed
+	msgRestore = 0x04 // State -> ok | failed
+	msgEvent   = 0x05 // Event -> effects | stopped
+	msgState   = 0x06 // nothing -> state
+
+	// From the runner.
+	msgReady   = 0x81 // ready; the userfaultfd, if any, travels with its first byte
+	msgOK      = 0x82 // nothing
+	msgFailed  = 0x83 // failed: the request could not be done; the worker is as before
+	msgStopped = 0x84 // stopped: the worker runs no more
+	msgEffects = 0x85 // Effects
+	msgStateIs = 0x86 // State
+	msgLog     = 0x87 // logLine
+)
+
+const (
+	frameHeader = 5
+	// maxRequest bounds a message to the runner: a payload or the state of a
+	// worker with as many globals and timers as allowed.
+	maxRequest = MaxPayload + 1<<20
+	// maxAnswer bounds a message from the runner: the largest reply, the most
+	// messages and the most timers.
+	maxAnswer = MaxPayload + MaxSendBytes + 1<<20
+)
+
+type setup struct {
+	ModulePath  string   `cbor:"1,keyasint"`
+	CacheDir    string   `cbor:"2,keyasint,omitempty"`
+	MemoryLimit uint64   `cbor:"3,keyasint"`
+	Args        []string `cbor:"4,keyasint,omitempty"`
+	Env         []string `cbor:"5,keyasint,omitempty"`
+	Interpreter bool     `cbor:"6,keyasint,omitempty"`
+}
+
+type ready struct {
+	// Base is where the runner mapped the memory.
+	Base uint64 `cbor:"1,keyasint"`
+	// Pages is linear memory's size with nothing called yet, in WasmPage.
+	Pages uint32 `cbor:"2,keyasint"`
+	// Compiler is false if the module is interpreted.
+	Compiler bool `cbor:"3,keyasint,omitempty"`
+	// UFFD says that a userfaultfd came with this message, and Features what
+	// the kernel granted it; if not, UFFDError says why.
+	UFFD      bool   `cbor:"4,keyasint,omitempty"`
+	Features  uint64 `cbor:"5,keyasint,omitempty"`
+	UFFDError string `cbor:"6,keyasint,omitempty"`
+	// Sandbox is false where system calls could not be restricted, and
+	// SandboxError says why.
+	Sandbox      bool   `cbor:"7,keyasint,omitempty"`
+	SandboxError string `cbor:"8,keyasint,omitempty"`
+}
+
+type failed struct {
+	Reason string `cbor:"1,keyasint"`
+	// Kind is an ExitKind if that is why.
+	Kind ExitKind `cbor:"2,keyasint,omitempty"`
+	// Refused is set if the module cannot be a worker.
+	Refused *suspend.RefusedError `cbor:"3,keyasint,omitempty"`
+}
+
+type stopped struct {
+	Kind   ExitKind `cbor:"1,keyasint"`
+	Reason string   `cbor:"2,keyasint"`
+	Code   uint32   `cbor:"3,keyasint,omitempty"`
+	Stack  string   `cbor:"4,keyasint,omitempty"`
+}
+
+type logLine struct {
+	Level  int    `cbor:"1,keyasint,omitempty"`
+	Source string `cbor:"2,keyasint"`
+	Text   string `cbor:"3,keyasint"`
+}
+
+var (
+	encMode = must(cbor.EncOptions{}.EncMode())
+	// decMode's limits are those of the largest honest message; the frame's
+	// length bounds strings.
+	decMode = must(cbor.DecOptions{
+		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
+		IndefLength:      cbor.IndefLengthForbidden,
+		TagsMd:           cbor.TagsForbidden,
+		MaxNestedLevels:  8,
+		MaxArrayElements: maxGlobals,
+		MaxMapPairs:      64,
+	}.DecMode())
+)
+
+// maxGlobals bounds the mutable globals of a worker, and with them every other
+// list in a message.
+const maxGlobals = 64 << 10
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+var errFrame = errors.New("malformed runner message")
+
+// appendFrame appends a message to b. body nil means an empty body.
+func appendFrame(b []byte, typ byte, body any) ([]byte, error) {
+	start := len(b)
+	b = append(b, 0, 0, 0, 0, typ)
+	if body != nil {
+		enc, err := encMode.Marshal(body)
+		if err != nil {
+			return b[:start], fmt.Errorf("encode message %#x: %w", typ, err)
+		}
+		b = append(b, enc...)
+	}
+	binary.BigEndian.PutUint32(b[start:], uint32(len(b)-start-4))
+	return b, nil
+}
+
+// frameSize reads a header and returns the length of the body that follows it.
+func frameSize(h []byte, limit int) (typ byte, body int, err error) {
+	if len(h) < frameHeader {
+		return 0, 0, fmt.Errorf("%w: short header", errFrame)
+	}
+	n := binary.BigEndian.Uint32(h)
+	if n == 0 || uint64(n) > uint64(limit)+1 {
+		return 0, 0, fmt.Errorf("%w: length %d, limit %d", errFrame, n, limit)
+	}
+	return h[4], int(n) - 1, nil
+}
+
+// decode reads a message's body, which must be one CBOR item without anything
+// after it.
+func decode(body []byte, v any) error {
+	if err := decMode.Unmarshal(body, v); err != nil {
+		return fmt.Errorf("%w: %w", errFrame, err)
+	}
+	return nil
+}

@@ -1,0 +1,39 @@
+//go:build !unix
+
+package runner
+
+import (
+	"context"
+	"fmt"
+	"os"
+)
+
+// A Runner is one worker's process. There is none on this operating system.
+type Runner struct{ done chan struct{} }
+
+// Start returns ErrUnsupported.
+func Start(context.Context, Config) (*Runner, error) {
+	return nil, fmt.Errorf("start runner: %w", ErrUnsupported)
+}
+
+// Main is the child's entry; there is none here.
+func Main() int {
+	fmt.Fprintln(os.Stderr, ErrUnsupported)
+	return 2
+}
+
+// The methods of a Runner that Start never returned.
+func (r *Runner) Init(context.Context) error                   { return ErrUnsupported }
+func (r *Runner) Clear(context.Context) error                  { return ErrUnsupported }
+func (r *Runner) Restore(context.Context, State) error         { return ErrUnsupported }
+func (r *Runner) Call(context.Context, Event) (Effects, error) { return Effects{}, ErrUnsupported }
+func (r *Runner) State(context.Context) (State, error)         { return State{}, ErrUnsupported }
+func (r *Runner) Region() Region                               { return Region{UFFD: -1} }
+func (r *Runner) Compiled() bool                               { return false }
+func (r *Runner) Pages() uint32                                { return 0 }
+func (r *Runner) Features() uint64                             { return 0 }
+func (r *Runner) Sandboxed() bool                              { return false }
+func (r *Runner) Kill()                                        {}
+func (r *Runner) Done() <-chan struct{}                        { return r.done }
+func (r *Runner) Err() error                                   { return ErrUnsupported }
+func (r *Runner) Close() error                                 { return nil }

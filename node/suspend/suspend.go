@@ -1,0 +1,126 @@
+// Package suspend decides whether a WebAssembly module can be a worker that
+// moves, and rewrites it so that all of its state is within reach.
+//
+// A worker's state is its linear memory, its mutable globals and, hidden inside
+// the runtime, its tables and the segments it has dropped. Prepare exports what
+// can be exported and refuses, by name, what cannot be carried.
+package suspend
+
+import (
+	"fmt"
+)
+
+// ReservedPrefix opens the names that Prepare adds to a module's exports. A
+// module that exports such a name itself is refused.
+const ReservedPrefix = "meshnode:"
+
+// Prepared is a module that can move.
+type Prepared struct {
+	// Module is the rewritten binary. The same input gives the same bytes. It
+	// does not share memory with the input.
+	Module []byte
+	Info   Info
+}
+
+// Info is what Prepare learnt about a module.
+type Info struct {
+	// MemoryMin and MemoryMax are linear memory's declared limits, in 64 KiB;
+	// MemoryMax is 65536 if the module declares none.
+	MemoryMin, MemoryMax uint32
+	// Memory is the name under which the memory is exported.
+	Memory string
+	// Globals are the module's mutable globals, ordered by index.
+	Globals []Global
+	// Start is the name under which the start function is exported, which the
+	// host must call once before anything else and never on a restored worker;
+	// empty if there is none.
+	Start string
+	// Initialize, Event and Command say whether the module exports _initialize,
+	// meshnode_event and _start, each with the right type.
+	Initialize, Event, Command bool
+	Imports                    []Import
+	Exports                    []Export
+	// Functions is the number of functions with a body.
+	Functions int
+}
+
+// A Global is a mutable global.
+type Global struct {
+	// Index counts imported globals too.
+	Index uint32
+	// Type is the value type's byte: 0x7f i32, 0x7e i64, 0x7d f32, 0x7c f64.
+	Type byte
+	// Export is the name it is exported under.
+	Export string
+}
+
+// An Import is a function a module imports.
+type Import struct {
+	Module, Name string
+	// Type is the function's type, such as "(i32, i64) -> (i32)".
+	Type string
+}
+
+// An Export is something a module exports by itself.
+type Export struct {
+	Name string
+	// Kind is "func", "table", "memory" or "global".
+	Kind  string
+	Index uint32
+}
+
+// A RefusedError says why a module cannot be a worker.
+type RefusedError struct {
+	// Feature is what the module uses that cannot move, such as "table.set" or
+	// "shared memory".
+	Feature string `cbor:"1,keyasint"`
+	// Where says where in the module, such as "function 12 (main.run), offset
+	// 0x1f3".
+	Where string `cbor:"2,keyasint,omitempty"`
+	// Why says what goes wrong with it.
+	Why string `cbor:"3,keyasint"`
+	// Hint says what to do about it.
+	Hint string `cbor:"4,keyasint,omitempty"`
+}
+
+func (e *RefusedError) Error() string {
+	s := "module refused: " + e.Feature
+	if e.Where != "" {
+		s += " in " + e.Where
+	}
+	s += ": " + e.Why
+	if e.Hint != "" {
+		s += "; " + e.Hint
+	}
+	return s
+}
+
+// CanBeEventWorker says whether the module can be run one event at a time: nil,
+// or a *RefusedError.
+func (i *Info) CanBeEventWorker() error {
+	switch {
+	case i.Event:
+		return nil
+	case i.Command:
+		return &RefusedError{
+			Feature: "command worker",
+			Where:   "export _start",
+			Why:     "a program with its own main loop can move only if it can be stopped in the middle of it, which is not done yet",
+			Hint:    "export meshnode_event and return after each event (in Go: package meshnode/node/guest and -buildmode=c-shared)",
+		}
+	}
+	return &RefusedError{
+		Feature: "no meshnode_event",
+		Why:     "the module exports no handler, so there is nothing to call",
+		Hint:    "export a function meshnode_event(kind i32, id i64, len i32) -> i32",
+	}
+}
+
+// GlobalExport is the name Prepare exports mutable global index under.
+func GlobalExport(index uint32) string { return fmt.Sprintf("%sglobal:%d", ReservedPrefix, index) }
+
+// Names that Prepare exports the memory and the start function under.
+const (
+	MemoryExport = ReservedPrefix + "memory"
+	StartExport  = ReservedPrefix + "start"
+)
