@@ -1,0 +1,69 @@
+package guest
+
+// Limits of the host interface, enforced by the node.
+const (
+	// MaxPayload is the size limit of a payload or a reply, in bytes.
+	MaxPayload = 1 << 20
+
+	// MaxSends is how many messages one event may send.
+	MaxSends = 64
+
+	// MaxTimers is how many timers of a worker may be armed at a time.
+	MaxTimers = 1024
+)
+
+// A Kind says why the handler was called.
+type Kind uint8
+
+const (
+	// KindCall is a message whose sender waits for the reply.
+	KindCall Kind = 0
+
+	// KindSend is a one-way message.
+	KindSend Kind = 1
+
+	// KindTimer is the expiry of a timer; Event.ID is the timer's id and there
+	// is no payload.
+	KindTimer Kind = 2
+)
+
+// String names the kind for logs.
+func (k Kind) String() string {
+	switch k {
+	case KindCall:
+		return "call"
+	case KindSend:
+		return "send"
+	case KindTimer:
+		return "timer"
+	}
+	return "unknown"
+}
+
+// A Level is the importance of a log line.
+type Level int32
+
+const (
+	LevelDebug Level = 0
+	LevelInfo  Level = 1
+	LevelWarn  Level = 2
+	LevelError Level = 3
+)
+
+// An Event is one message or timer expiry. It is good for one run of the
+// handler: what is needed later must be copied.
+type Event struct {
+	Kind Kind
+
+	// ID is the number the node gave the message, or the id of the timer.
+	ID uint64
+
+	// Payload belongs to this package, which overwrites it with the next
+	// event: copy what has to stay. The handler may modify it in place until
+	// then. Nil when there is none.
+	Payload []byte
+
+	// turn tells an event that is still being handled from one that was kept
+	// by mistake: a late Reply must not answer somebody else's call.
+	turn uint64
+}
