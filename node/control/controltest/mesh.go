@@ -1,0 +1,503 @@
+// Package controltest has a mesh in memory that implements control.Backend:
+// nodes without a network and workers without WebAssembly, for tests of what
+// stands in front of them.
+package controltest
+
+import (
+	"context"
+	"encoding/base32"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"meshnode/node/control"
+)
+
+// Window is how many messages a session takes before replies are read.
+const Window = 64
+
+// A Handler is a worker's code. It is called with one message at a time.
+type Handler func(control.Message) control.Reply
+
+// Echo replies with the message.
+func Echo(m control.Message) control.Reply { return control.Reply{Payload: slices.Clone(m.Payload)} }
+
+// A Mesh holds the nodes. Its fields may be changed between requests.
+type Mesh struct {
+	// Handler is what workers run; Echo if nil.
+	Handler Handler
+	// BeforeHome is called, if not nil, when a request for a single worker has
+	// arrived where it was located, before the worker is looked for there: the
+	// moment in which it can have moved away.
+	BeforeHome func(node, worker string)
+	// MoveSteps are the phases a Migrate reports, one Progress each; it waits
+	// for Step before each one if that is not nil.
+	MoveSteps []string
+	Step      <-chan struct{}
+
+	mu      sync.Mutex
+	nodes   []*Backend
+	workers []*worker
+	serving sync.WaitGroup
+}
+
+type worker struct {
+	control.Worker
+	handler  Handler
+	changed  chan struct{} // closed and renewed at each change of the fields here
+	logs     []control.LogLine
+	inFlight sync.Mutex // held by the handler
+}
+
+// New makes a mesh of named nodes.
+func New(names ...string) *Mesh {
+	m := &Mesh{MoveSteps: []string{
+		control.PhaseOffer, control.PhasePrepare, control.PhaseFreeze, control.PhaseCommit, control.PhaseDrain,
+	}}
+	for _, n := range names {
+		m.nodes = append(m.nodes, newBackend(m, n))
+	}
+	return m
+}
+
+func newBackend(m *Mesh, name string) *Backend {
+	b := &Backend{mesh: m, name: name, id: ID(name), started: time.Now()}
+	b.Server = control.NewServer(control.ServerConfig{Backend: b})
+	return b
+}
+
+// ID is the id that a node or worker of that name has.
+func ID(name string) string {
+	var b [16]byte
+	copy(b[:], name)
+	b[15] = byte(len(name))
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))
+}
+
+// Node returns a node by name.
+func (m *Mesh) Node(name string) *Backend {
+	for _, b := range m.nodes {
+		if b.name == name {
+			return b
+		}
+	}
+	panic("controltest: no node " + name)
+}
+
+// Wait returns once all requests between nodes have ended.
+func (m *Mesh) Wait() { m.serving.Wait() }
+
+// Place puts a worker at a node, moving it there without ceremony or making it.
+func (m *Mesh) Place(name, node string) {
+	b := m.Node(node)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, w := range m.workers {
+		if w.Name == name {
+			w.Home, w.HomeName = b.id, b.name
+			w.Epoch++
+			m.changedLocked(w)
+			return
+		}
+	}
+	m.addLocked(name, b)
+}
+
+func (m *Mesh) addLocked(name string, b *Backend) *worker {
+	h := m.Handler
+	if h == nil {
+		h = Echo
+	}
+	w := &worker{handler: h, changed: make(chan struct{}), Worker: control.Worker{
+		ID: ID(name), Name: name, Module: strings.Repeat("ab", 32), Home: b.id, HomeName: b.name, Epoch: 1,
+		State: control.StateRunning, MemoryBytes: 1 << 20, MemoryLimit: 256 << 20, Since: time.Now(), Created: time.Now(),
+	}}
+	m.workers = append(m.workers, w)
+	return w
+}
+
+// Log lets a worker log a line.
+func (m *Mesh) Log(name, text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, w := range m.workers {
+		if w.Name == name {
+			w.logs = append(w.logs, control.LogLine{
+				Time: time.Now(), Node: w.HomeName, Epoch: w.Epoch, Level: "info", Source: "app", Text: text,
+			})
+			m.changedLocked(w)
+		}
+	}
+}
+
+func (m *Mesh) changedLocked(w *worker) {
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+func (m *Mesh) findLocked(ref string) (*worker, error) {
+	named := make([]control.Named, len(m.workers))
+	for i, w := range m.workers {
+		named[i] = control.Named{ID: w.ID, Name: w.Name}
+	}
+	i, err := control.Match("worker", ref, named)
+	if err != nil {
+		return nil, err
+	}
+	return m.workers[i], nil
+}
+
+func (m *Mesh) node(ref string) (*Backend, error) {
+	named := make([]control.Named, len(m.nodes))
+	for i, b := range m.nodes {
+		named[i] = control.Named{ID: b.id, Name: b.name}
+	}
+	i, err := control.Match("node", ref, named)
+	if err != nil {
+		return nil, err
+	}
+	return m.nodes[i], nil
+}
+
+// A Backend is one node.
+type Backend struct {
+	mesh     *Mesh
+	name, id string
+	started  time.Time
+	// Server answers for this node.
+	Server *control.Server
+	// Unreachable lets requests from other nodes fail to arrive.
+	Unreachable bool
+}
+
+var _ control.Backend = (*Backend)(nil)
+
+// Status implements control.Backend.
+func (b *Backend) Status(context.Context) (control.Status, error) {
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	n := 0
+	for _, w := range b.mesh.workers {
+		if w.Home == b.id {
+			n++
+		}
+	}
+	return control.Status{
+		ID: b.id, Name: b.name, Tier: "edge", MeshID: ID("mesh"), Authority: b == b.mesh.nodes[0],
+		Started: b.started, UptimeMs: control.Millis(time.Since(b.started)), Listen: "127.0.0.1:7946",
+		Endpoints: []string{"127.0.0.1:7946"}, Members: control.Members{Alive: len(b.mesh.nodes)}, Workers: n,
+		Engine: "compiler", Paging: control.Paging{Mode: "copy", Reason: "there is no memory here", WriteTracking: "hash"},
+	}, nil
+}
+
+func (b *Backend) describe(of *Backend) control.Node {
+	return control.Node{
+		ID: of.id, Name: of.name, Self: of == b, Tier: "edge", State: "alive", Since: of.started,
+		Endpoint: "127.0.0.1:7946", OS: "linux", Arch: "amd64", Cores: 2, MemoryFreeBytes: 1 << 30,
+	}
+}
+
+// Nodes implements control.Backend.
+func (b *Backend) Nodes(context.Context) ([]control.Node, error) {
+	var out []control.Node
+	for _, n := range b.mesh.nodes {
+		out = append(out, b.describe(n))
+	}
+	return out, nil
+}
+
+// Node implements control.Backend.
+func (b *Backend) Node(_ context.Context, ref string) (control.Node, error) {
+	n, err := b.mesh.node(ref)
+	if err != nil {
+		return control.Node{}, err
+	}
+	return b.describe(n), nil
+}
+
+// Ping implements control.Backend, without the second in between.
+func (b *Backend) Ping(ctx context.Context, ref string, count int, each func(control.Ping) error) error {
+	n, err := b.mesh.node(ref)
+	if err != nil {
+		return err
+	}
+	for i := range count {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := each(control.Ping{Node: n.id, Name: n.name, Seq: i + 1, Endpoint: "127.0.0.1:7946", Path: "direct", RTTMs: 1}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CreateToken implements control.Backend: the first node is the authority.
+func (b *Backend) CreateToken(_ context.Context, r control.TokenRequest) (control.Token, error) {
+	if a := b.mesh.nodes[0]; b != a {
+		return control.Token{}, &control.Error{
+			Code: control.CodeConflict, Message: b.name + " is not the authority of its mesh", Hint: "ask " + a.name,
+		}
+	}
+	return control.Token{Token: "token", Uses: max(1, r.Uses), Tier: r.Tier, Expires: time.Now().Add(time.Hour)}, nil
+}
+
+// Join implements control.Backend: every token is refused.
+func (b *Backend) Join(context.Context, control.JoinRequest) (control.JoinResult, error) {
+	return control.JoinResult{}, &control.Error{Code: control.CodeDenied, Message: "token is used up"}
+}
+
+// Leave implements control.Backend.
+func (b *Backend) Leave(context.Context) (control.LeaveResult, error) {
+	return control.LeaveResult{ID: b.id, MeshID: ID("mesh")}, nil
+}
+
+// Workers implements control.Backend.
+func (b *Backend) Workers(context.Context) ([]control.Worker, error) {
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	var out []control.Worker
+	for _, w := range b.mesh.workers {
+		out = append(out, w.Worker)
+	}
+	return out, nil
+}
+
+// RunWorker implements control.Backend.
+func (b *Backend) RunWorker(_ context.Context, r control.RunRequest, module io.Reader) (control.Worker, error) {
+	n, err := io.Copy(io.Discard, module)
+	if err != nil {
+		return control.Worker{}, err
+	}
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	for _, w := range b.mesh.workers {
+		if w.Name == r.Name {
+			return control.Worker{}, &control.Error{Code: control.CodeConflict, Message: fmt.Sprintf("there is a worker %q already", r.Name)}
+		}
+	}
+	w := b.mesh.addLocked(r.Name, b)
+	w.MemoryBytes, w.MemoryLimit = uint64(n), r.MemoryLimit
+	return w.Worker, nil
+}
+
+// Locate implements control.Backend.
+func (b *Backend) Locate(_ context.Context, ref string) (control.Location, error) {
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	w, err := b.mesh.findLocked(ref)
+	if err != nil {
+		return control.Location{}, err
+	}
+	return control.Location{Worker: w.ID, Home: w.Home, Local: w.Home == b.id}, nil
+}
+
+// Peer implements control.Backend: each request has a pipe of its own.
+func (b *Backend) Peer(node string) http.RoundTripper {
+	return control.PeerTransport(func(ctx context.Context) (control.Conn, error) {
+		to, err := b.mesh.node(node)
+		if err != nil {
+			return nil, err
+		}
+		if to.Unreachable {
+			return nil, fmt.Errorf("dial %s: no route", to.name)
+		}
+		near, far := net.Pipe()
+		b.mesh.serving.Go(func() { _ = to.Server.ServePeer(context.WithoutCancel(ctx), far) })
+		return near, nil
+	})
+}
+
+// home finds a worker that must be at home here.
+func (b *Backend) home(ref string) (*worker, error) {
+	b.mesh.mu.Lock()
+	w, err := b.mesh.findLocked(ref)
+	b.mesh.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if f := b.mesh.BeforeHome; f != nil {
+		f(b.name, w.Name)
+	}
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	if w.Home != b.id {
+		return nil, control.Moved(w.Home)
+	}
+	return w, nil
+}
+
+// Worker implements control.Backend.
+func (b *Backend) Worker(_ context.Context, ref string) (control.Worker, error) {
+	w, err := b.home(ref)
+	if err != nil {
+		return control.Worker{}, err
+	}
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	return w.Worker, nil
+}
+
+// Logs implements control.Backend: a node keeps what was logged on it.
+func (b *Backend) Logs(ctx context.Context, ref string, follow bool, each func(control.LogLine) error) error {
+	w, err := b.home(ref)
+	if err != nil {
+		return err
+	}
+	for next := 0; ; {
+		b.mesh.mu.Lock()
+		lines, home, changed := slices.Clone(w.logs[next:]), w.Home, w.changed
+		b.mesh.mu.Unlock()
+		next += len(lines)
+		for _, l := range lines {
+			if l.Node != b.name {
+				continue
+			}
+			if err := each(l); err != nil {
+				return err
+			}
+		}
+		if !follow {
+			return nil
+		}
+		if home != b.id {
+			return control.Moved(home)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Migrate implements control.Backend.
+func (b *Backend) Migrate(ctx context.Context, ref string, req control.MigrateRequest, progress func(control.Progress)) (control.Migration, error) {
+	w, err := b.home(ref)
+	if err != nil {
+		return control.Migration{}, err
+	}
+	to, err := b.mesh.node(req.To)
+	if err != nil {
+		return control.Migration{}, err
+	}
+	if to == b {
+		return control.Migration{}, &control.Error{Code: control.CodeConflict, Message: w.Name + " is at home there already"}
+	}
+	for i, phase := range b.mesh.MoveSteps {
+		if b.mesh.Step != nil {
+			select {
+			case <-b.mesh.Step:
+			case <-ctx.Done():
+				return control.Migration{}, ctx.Err()
+			}
+		}
+		progress(control.Progress{Phase: phase, MemoryBytes: w.MemoryBytes, PagesTotal: 256, PagesPushed: uint64(i)})
+	}
+	b.mesh.Place(w.Name, to.name)
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	return control.Migration{
+		Worker: w.Name, WorkerID: w.ID, Strategy: req.Strategy, From: b.name, To: to.name, Epoch: w.Epoch,
+		BlackoutMs: 5, TotalMs: 50, MemoryBytes: w.MemoryBytes, BytesOnWire: 4096, PagesDemanded: 1, Result: "done",
+	}, nil
+}
+
+func (b *Backend) set(ref, state string) (control.Worker, error) {
+	w, err := b.home(ref)
+	if err != nil {
+		return control.Worker{}, err
+	}
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	w.State, w.Since = state, time.Now()
+	b.mesh.changedLocked(w)
+	return w.Worker, nil
+}
+
+// Pause implements control.Backend.
+func (b *Backend) Pause(_ context.Context, ref string) (control.Worker, error) {
+	return b.set(ref, control.StatePaused)
+}
+
+// Resume implements control.Backend.
+func (b *Backend) Resume(_ context.Context, ref string) (control.Worker, error) {
+	return b.set(ref, control.StateRunning)
+}
+
+// Stop implements control.Backend.
+func (b *Backend) Stop(_ context.Context, ref string) (control.Worker, error) {
+	return b.set(ref, control.StateStopped)
+}
+
+// Session implements control.Backend. Messages are handled in Recv, when the
+// worker is running; at most Window wait for it.
+func (b *Backend) Session(_ context.Context, ref string) (control.Session, error) {
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	w, err := b.mesh.findLocked(ref)
+	if err != nil {
+		return nil, err
+	}
+	return &session{mesh: b.mesh, worker: w, queue: make(chan control.Message, Window)}, nil
+}
+
+type session struct {
+	mesh   *Mesh
+	worker *worker
+	queue  chan control.Message
+}
+
+func (s *session) Send(ctx context.Context, m control.Message) error {
+	select {
+	case s.queue <- m:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *session) Recv(ctx context.Context) (control.Reply, error) {
+	var m control.Message
+	select {
+	case m = <-s.queue:
+	case <-ctx.Done():
+		return control.Reply{}, context.Cause(ctx)
+	}
+	for {
+		s.mesh.mu.Lock()
+		state, changed := s.worker.State, s.worker.changed
+		s.mesh.mu.Unlock()
+		switch state {
+		case control.StateStopped:
+			return control.Reply{Err: &control.Error{Code: control.CodeConflict, Message: s.worker.Name + " is stopped"}}, nil
+		case control.StateRunning:
+			return s.handle(m), nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return control.Reply{}, context.Cause(ctx)
+		}
+	}
+}
+
+func (s *session) handle(m control.Message) control.Reply {
+	s.worker.inFlight.Lock()
+	defer s.worker.inFlight.Unlock()
+	r := s.worker.handler(m)
+	s.mesh.mu.Lock()
+	s.worker.Events++
+	s.mesh.mu.Unlock()
+	if !m.Call {
+		return control.Reply{}
+	}
+	return r
+}
+
+func (s *session) Close() error { return nil }

@@ -1,0 +1,385 @@
+package control
+
+import (
+	"encoding/json"
+	"io"
+	"time"
+)
+
+// APIVersion is the version that every document of this package carries. It
+// changes only when a field changes its meaning or goes away; fields may be
+// added under the same version.
+const APIVersion = "meshnode/v1alpha1"
+
+// Limits of the API. A request beyond one of them is refused with
+// CodeTooLarge and a message that names both the size and the limit.
+const (
+	// MaxModuleBytes is the largest module RunWorker takes.
+	MaxModuleBytes = 64 << 20
+	// MaxPayloadBytes is the largest payload of a message to or reply from a
+	// worker.
+	MaxPayloadBytes = 1 << 20
+	// maxDocumentBytes is the largest JSON request body.
+	maxDocumentBytes = 64 << 10
+)
+
+// Meta opens each document. The server and Encode fill it in; whoever builds
+// a document can leave it alone. Documents inside a list carry none.
+type Meta struct {
+	APIVersion string `json:"apiVersion,omitempty"`
+	Kind       string `json:"kind,omitempty"`
+}
+
+func (m *Meta) set(kind string) { *m = Meta{APIVersion: APIVersion, Kind: kind} }
+
+// A Document is anything that is printed or sent as one JSON value. The types
+// of this package implement it on their pointers.
+type Document interface{ stamp() }
+
+func (d *Status) stamp()      { d.set("Status") }
+func (d *NodeList) stamp()    { d.set("NodeList") }
+func (d *Node) stamp()        { d.set("Node") }
+func (d *Ping) stamp()        { d.set("Ping") }
+func (d *Token) stamp()       { d.set("Token") }
+func (d *JoinResult) stamp()  { d.set("JoinResult") }
+func (d *LeaveResult) stamp() { d.set("LeaveResult") }
+func (d *WorkerList) stamp()  { d.set("WorkerList") }
+func (d *Worker) stamp()      { d.set("Worker") }
+func (d *LogLine) stamp()     { d.set("LogLine") }
+func (d *CallResult) stamp()  { d.set("CallResult") }
+func (d *Progress) stamp()    { d.set("Progress") }
+func (d *Migration) stamp()   { d.set("Migration") }
+func (d *Demo) stamp()        { d.set("Demo") }
+func (d *Version) stamp()     { d.set("Version") }
+func (d *Error) stamp()       { d.set("Error") }
+
+// Encode writes d to w as one line of JSON, apiVersion and kind filled in.
+func Encode(w io.Writer, d Document) error {
+	d.stamp()
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(d)
+}
+
+// Millis turns a duration into the unit of every *Ms field.
+func Millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// Status describes the node that answers.
+type Status struct {
+	Meta
+	ID     string `json:"id"`
+	Name   string `json:"name"`
+	Tier   string `json:"tier"`
+	MeshID string `json:"meshId"`
+	// Authority says whether this node holds the mesh's CA key and so can
+	// create tokens.
+	Authority bool              `json:"authority"`
+	Version   string            `json:"version"`
+	PID       int               `json:"pid"`
+	Started   time.Time         `json:"started"`
+	UptimeMs  float64           `json:"uptimeMs"`
+	StateDir  string            `json:"stateDir"`
+	Listen    string            `json:"listen"`            // UDP address bound
+	Endpoints []string          `json:"endpoints"`         // UDP addresses told to the others
+	Metrics   string            `json:"metrics,omitempty"` // host:port of /metrics, "" when off
+	Labels    map[string]string `json:"labels,omitempty"`
+	Members   Members           `json:"members"`
+	Workers   int               `json:"workers"` // workers whose home is this node
+	Engine    string            `json:"engine"`  // compiler or interpreter
+	Paging    Paging            `json:"paging"`
+}
+
+// Members counts the nodes of the mesh by state, the answering one included.
+type Members struct {
+	Alive   int `json:"alive"`
+	Suspect int `json:"suspect"`
+	Dead    int `json:"dead"`
+	Left    int `json:"left"`
+}
+
+// Paging says how a worker's memory arrives at this node and how it finds out
+// what a worker wrote.
+type Paging struct {
+	Mode          string `json:"mode"`             // userfaultfd or copy
+	Reason        string `json:"reason,omitempty"` // why not userfaultfd
+	WriteTracking string `json:"writeTracking"`    // pagemap-scan or hash
+}
+
+// NodeList holds the members of the mesh.
+type NodeList struct {
+	Meta
+	Nodes []Node `json:"nodes"`
+}
+
+// Node is one member of the mesh as the answering node sees it.
+type Node struct {
+	Meta
+	ID              string    `json:"id"`
+	Name            string    `json:"name"`
+	Self            bool      `json:"self"`
+	Tier            string    `json:"tier"`
+	State           string    `json:"state"` // alive, suspect, dead, left
+	Since           time.Time `json:"since"` // when it entered State
+	Endpoint        string    `json:"endpoint,omitempty"`
+	Endpoints       []string  `json:"endpoints,omitempty"`
+	OS              string    `json:"os,omitempty"`
+	Arch            string    `json:"arch,omitempty"`
+	Cores           int       `json:"cores,omitempty"`
+	MemoryFreeBytes uint64    `json:"memoryFreeBytes,omitempty"`
+	LoadPercent     int       `json:"loadPercent"`
+	Engine          string    `json:"engine,omitempty"`
+	Paging          string    `json:"paging,omitempty"` // userfaultfd or copy
+	DocumentDigest  string    `json:"documentDigest,omitempty"`
+	// Workers are the workers at home there, as far as the answering node
+	// knows; only where one node is asked for.
+	Workers []Worker `json:"workers,omitempty"`
+	// Document is the capability document, fetched from the node and checked
+	// against DocumentDigest; only where one node is asked for and it answers.
+	Document json.RawMessage `json:"document,omitempty"`
+	// DocumentError says why Document is missing.
+	DocumentError string `json:"documentError,omitempty"`
+}
+
+// Ping is one measured round trip to a node over QUIC.
+type Ping struct {
+	Meta
+	Node     string `json:"node"`
+	Name     string `json:"name"`
+	Seq      int    `json:"seq"` // from 1
+	Endpoint string `json:"endpoint"`
+	// Path names how the packets travel: direct for now.
+	Path       string  `json:"path,omitempty"`
+	RTTMs      float64 `json:"rttMs"`
+	SmoothedMs float64 `json:"smoothedMs"`
+	MinMs      float64 `json:"minMs"`
+}
+
+// TokenRequest asks for a join token. Zero values take the defaults: one
+// hour, one use, any tier.
+type TokenRequest struct {
+	TTLMs float64 `json:"ttlMs,omitempty"`
+	Uses  int     `json:"uses,omitempty"`
+	Tier  string  `json:"tier,omitempty"`
+}
+
+// Token is a join token. Who holds it can join the mesh until it is used up
+// or expires.
+type Token struct {
+	Meta
+	Token   string    `json:"token"`
+	Expires time.Time `json:"expires"`
+	Uses    int       `json:"uses"`
+	Tier    string    `json:"tier,omitempty"`
+}
+
+// JoinRequest asks the node to enrol in the mesh of a token.
+type JoinRequest struct {
+	Token string `json:"token"`
+	// Via are the UDP endpoints to enrol through, beside those in the token.
+	Via []string `json:"via,omitempty"`
+}
+
+// JoinResult says in what a node has been enrolled.
+type JoinResult struct {
+	Meta
+	ID      string    `json:"id"`
+	Name    string    `json:"name,omitempty"`
+	MeshID  string    `json:"meshId"`
+	Tier    string    `json:"tier,omitempty"`
+	Via     string    `json:"via,omitempty"`     // endpoint that answered
+	Expires time.Time `json:"expires,omitzero"`  // of the certificate
+	Restart bool      `json:"restart,omitempty"` // takes effect at the next `meshnode up`
+}
+
+// LeaveResult says what a node has left.
+type LeaveResult struct {
+	Meta
+	ID     string `json:"id"`
+	MeshID string `json:"meshId"`
+}
+
+// RunRequest describes a worker to start. The module itself travels beside it.
+type RunRequest struct {
+	// Name is [a-z0-9][a-z0-9-]{0,62} and unique in the mesh.
+	Name string `json:"name"`
+	// MemoryLimit is the most linear memory in bytes, 0 for the node's default.
+	MemoryLimit uint64   `json:"memoryLimit,omitempty"`
+	Args        []string `json:"args,omitempty"`
+	Env         []string `json:"env,omitempty"` // KEY=VALUE
+}
+
+// States of a worker.
+const (
+	StateStarting = "starting" // module checked, compiled, first instance made
+	StateRunning  = "running"
+	StatePaused   = "paused"   // takes no events until resumed
+	StateMoving   = "moving"   // still answers here; see Worker.Phase
+	StateFrozen   = "frozen"   // answers nowhere: between freeze and commit
+	StateDraining = "draining" // answers here, memory still arriving
+	StateInDoubt  = "in-doubt" // committed, the destination has not answered
+	StateStopped  = "stopped"  // ended on request
+	StateFailed   = "failed"   // ended by itself: see Worker.Reason
+	StateLost     = "lost"     // its memory cannot be had any more: see Worker.Reason
+)
+
+// Phases of a move, in order. The phase "freeze" opens the blackout, "commit"
+// ends with it.
+const (
+	PhaseOffer   = "offer"
+	PhasePrepare = "prepare" // the destination fetches, compiles, starts a runner
+	PhaseFreeze  = "freeze"
+	PhaseCopy    = "copy" // stop-and-copy only: all memory, inside the blackout
+	PhaseCommit  = "commit"
+	PhaseDrain   = "drain" // runs at the destination, memory follows
+	PhaseDone    = "done"
+)
+
+// Strategies of a move.
+const (
+	StrategyPostCopy    = "post-copy"
+	StrategyStopAndCopy = "stop-and-copy"
+)
+
+// Strategies lists what MigrateRequest.Strategy accepts, the default first.
+var Strategies = []string{StrategyPostCopy, StrategyStopAndCopy}
+
+// Tiers lists the tiers a node can have.
+var Tiers = []string{"device", "edge", "cloud"}
+
+// WorkerList holds the workers of the mesh.
+type WorkerList struct {
+	Meta
+	Workers []Worker `json:"workers"`
+}
+
+// Worker is one running instance of a module.
+type Worker struct {
+	Meta
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Module   string `json:"module"` // hex BLAKE3 of the module's original bytes
+	Home     string `json:"home"`   // id of the node that runs it
+	HomeName string `json:"homeName"`
+	// Epoch rises by one at every change of owner, from 1.
+	Epoch       uint64    `json:"epoch"`
+	State       string    `json:"state"`
+	Reason      string    `json:"reason,omitempty"` // why it failed, is lost, is in doubt
+	Phase       string    `json:"phase,omitempty"`  // of a move in progress
+	MoveTo      string    `json:"moveTo,omitempty"` // name of its destination
+	MemoryBytes uint64    `json:"memoryBytes"`
+	MemoryLimit uint64    `json:"memoryLimit"`
+	Events      uint64    `json:"events"` // handled since it was created
+	Senders     int       `json:"senders"`
+	Inbox       int       `json:"inbox"` // messages waiting
+	Since       time.Time `json:"since"` // when it entered State
+	Created     time.Time `json:"created"`
+}
+
+// LogLine is one line a worker, or its node about it, has logged.
+type LogLine struct {
+	Meta
+	Time   time.Time `json:"time"`
+	Node   string    `json:"node,omitempty"` // name of the node it ran on
+	Epoch  uint64    `json:"epoch,omitempty"`
+	Level  string    `json:"level"`  // debug, info, warn, error
+	Source string    `json:"source"` // app, stdout, stderr, node
+	Text   string    `json:"text"`
+}
+
+// CallResult is the printed form of a worker's answer.
+type CallResult struct {
+	Meta
+	Worker string `json:"worker"`
+	// Status is what the handler returned: 0, or an application error code.
+	Status int32 `json:"status"`
+	Bytes  int   `json:"bytes"`
+	// Payload holds the reply where it is valid UTF-8, PayloadBase64 otherwise.
+	Payload       string  `json:"payload,omitempty"`
+	PayloadBase64 string  `json:"payloadBase64,omitempty"`
+	RTTMs         float64 `json:"rttMs"`
+}
+
+// MigrateRequest asks for a move.
+type MigrateRequest struct {
+	To       string `json:"to"`                 // node: name, id or unique beginning of an id
+	Strategy string `json:"strategy,omitempty"` // "" for Strategies[0]
+	// TimeoutMs bounds the move up to its commit; 0 for the node's default.
+	// A move that has committed goes on regardless.
+	TimeoutMs float64 `json:"timeoutMs,omitempty"`
+}
+
+// Progress is one report of a move under way. Counters only grow.
+type Progress struct {
+	Meta
+	Phase         string  `json:"phase"`
+	ElapsedMs     float64 `json:"elapsedMs"`
+	MemoryBytes   uint64  `json:"memoryBytes"`
+	BytesOnWire   uint64  `json:"bytesOnWire"`
+	PagesTotal    uint64  `json:"pagesTotal"` // that have bytes: zero pages do not count
+	PagesPushed   uint64  `json:"pagesPushed"`
+	PagesDemanded uint64  `json:"pagesDemanded"`
+	// BlackoutMs is the blackout so far, final once Phase is drain or done.
+	BlackoutMs float64 `json:"blackoutMs"`
+}
+
+// Migration is the outcome of a move.
+type Migration struct {
+	Meta
+	Worker   string `json:"worker"` // name
+	WorkerID string `json:"workerId"`
+	Strategy string `json:"strategy"`
+	From     string `json:"from"` // node name
+	To       string `json:"to"`   // node name
+	Epoch    uint64 `json:"epoch"`
+	// BlackoutMs is how long the worker ran nowhere, measured at the source
+	// from the freeze to the arrival of "running": an upper bound.
+	BlackoutMs    float64 `json:"blackoutMs"`
+	TotalMs       float64 `json:"totalMs"` // offer to drained
+	MemoryBytes   uint64  `json:"memoryBytes"`
+	BytesOnWire   uint64  `json:"bytesOnWire"`
+	PagesDemanded uint64  `json:"pagesDemanded"`
+	PagesPushed   uint64  `json:"pagesPushed"`
+	// FaultMsP50 and FaultMsP99 are the time from a fault's arrival at the
+	// destination to its page being in place; 0 without demanded pages.
+	FaultMsP50 float64 `json:"faultMsP50"`
+	FaultMsP99 float64 `json:"faultMsP99"`
+	Result     string  `json:"result"` // done: anything else is an Error
+}
+
+// Demo is the outcome of `meshnode demo`.
+type Demo struct {
+	Meta
+	Nodes      []string  `json:"nodes"`
+	Bodies     int       `json:"bodies"`
+	TickHz     int       `json:"tickHz"`
+	Ticks      int       `json:"ticks"`
+	Hops       []DemoHop `json:"hops"`
+	Digest     string    `json:"digest"`          // of the worker that moved
+	Reference  string    `json:"referenceDigest"` // of the one that did not
+	StateEqual bool      `json:"stateEqual"`
+	ElapsedMs  float64   `json:"elapsedMs"`
+}
+
+// DemoHop is one move of the demo's worker.
+type DemoHop struct {
+	From          string  `json:"from"`
+	To            string  `json:"to"`
+	MemoryBytes   uint64  `json:"memoryBytes"`
+	BytesOnWire   uint64  `json:"bytesOnWire"`
+	PagesDemanded uint64  `json:"pagesDemanded"`
+	BlackoutMs    float64 `json:"blackoutMs"`
+	// ClientGapMs is the longest time between two replies during the hop, less
+	// the client's normal pace.
+	ClientGapMs float64 `json:"clientGapMs"`
+	TotalMs     float64 `json:"totalMs"`
+}
+
+// Version describes a build.
+type Version struct {
+	Meta
+	Version string `json:"version"`
+	Commit  string `json:"commit,omitempty"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+}
