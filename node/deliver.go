@@ -1,0 +1,176 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"meshnode/mesh"
+)
+
+// protoDeliver carries messages from a sender to a worker's home. One stream
+// serves one sender. The sender opens with Hello and the home answers Welcome;
+// then Message frames go one way and Reply frames the other, until either says
+// its last word (Bye, Moved, Ended, Refused).
+const protoDeliver = "deliver"
+
+// maxDeliverFrame is a payload and what stands around it, in bytes.
+const maxDeliverFrame = MaxPayload + 1<<10
+
+// A deliverFrame has exactly one field set.
+type deliverFrame struct {
+	Hello   *deliverHello   `cbor:"1,keyasint,omitempty"`
+	Welcome *deliverWelcome `cbor:"2,keyasint,omitempty"`
+	Message *deliverMessage `cbor:"3,keyasint,omitempty"`
+	Reply   *reply          `cbor:"4,keyasint,omitempty"`
+	Bye     *deliverBye     `cbor:"5,keyasint,omitempty"`
+	Moved   *deliverMoved   `cbor:"6,keyasint,omitempty"`
+	Ended   *deliverEnded   `cbor:"7,keyasint,omitempty"`
+	Refused *deliverRefused `cbor:"8,keyasint,omitempty"`
+}
+
+type deliverHello struct {
+	Worker string   `cbor:"1,keyasint"`
+	Sender senderID `cbor:"2,keyasint"`
+	Base   uint64   `cbor:"3,keyasint"` // the lowest number whose reply the sender lacks
+}
+
+type deliverWelcome struct {
+	Epoch uint64 `cbor:"1,keyasint"`
+}
+
+type deliverMessage struct {
+	Seq     uint64 `cbor:"1,keyasint"`
+	Call    bool   `cbor:"2,keyasint,omitempty"`
+	Payload []byte `cbor:"3,keyasint,omitempty"`
+	Acked   uint64 `cbor:"4,keyasint,omitempty"` // the sender has all replies up to here
+}
+
+type deliverBye struct{}
+
+// deliverMoved says that the worker lives, or is about to live, elsewhere.
+type deliverMoved struct {
+	To    mesh.NodeID `cbor:"1,keyasint"`
+	Epoch uint64      `cbor:"2,keyasint"`
+}
+
+// deliverEnded says that the worker runs nowhere any more.
+type deliverEnded struct {
+	State  string `cbor:"1,keyasint"`
+	Reason string `cbor:"2,keyasint,omitempty"`
+}
+
+// deliverRefused says that this node does not serve the sender. Gone means
+// that it does not know the worker at all: ask the directory.
+type deliverRefused struct {
+	Gone   bool   `cbor:"1,keyasint,omitempty"`
+	Reason string `cbor:"2,keyasint,omitempty"`
+}
+
+// serveDeliver is the home's end of a deliver stream.
+func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
+	var f deliverFrame
+	if err := mesh.ReadMessage(s, maxDeliverFrame, &f); err != nil || f.Hello == nil {
+		n.log.Debug("deliver stream without a hello", "error", err)
+		return
+	}
+	w := n.worker(f.Hello.Worker)
+	if in := n.arrival(f.Hello.Worker); w == nil && in != nil {
+		// It is on its way here; its sender came ahead.
+		select {
+		case <-in.settled:
+		case <-ctx.Done():
+			return
+		}
+		w = n.worker(f.Hello.Worker)
+	}
+	if w == nil {
+		last := deliverFrame{Refused: &deliverRefused{Gone: true}}
+		if e, ok := n.dir.get(f.Hello.Worker); ok && e.Home != n.id {
+			last = deliverFrame{Moved: &deliverMoved{To: e.Home, Epoch: e.Epoch}}
+		}
+		n.say(s, last)
+		return
+	}
+	o, last, err := w.inbox.attach(f.Hello.Sender, f.Hello.Base, time.Now())
+	if err != nil {
+		n.say(s, deliverFrame{Refused: &deliverRefused{Reason: err.Error()}})
+		return
+	}
+	if last != nil {
+		n.say(s, *last)
+		return
+	}
+
+	ctx, cancel := context.WithCancel(ctx)
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		defer cancel()
+		n.say(s, deliverFrame{Welcome: &deliverWelcome{Epoch: w.epochNow()}})
+		for {
+			select {
+			case f, open := <-o.out:
+				if !open || mesh.WriteMessage(s, f) != nil {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+
+	// The reader stops when the writer does: a stream that takes no replies
+	// is of no use, and its end wakes a blocked read.
+	stop := context.AfterFunc(ctx, func() { interrupt(s) })
+	bye, err := n.readMessages(ctx, w, s, o)
+	cancel()
+	<-written
+	stop()
+	w.inbox.detach(o, bye, time.Now())
+	if err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
+		n.log.Debug("deliver stream ended", "worker", w.ID, "error", err)
+	}
+}
+
+func (n *Node) readMessages(ctx context.Context, w *worker, s io.Reader, o *outlet) (bye bool, err error) {
+	for {
+		var f deliverFrame
+		if err := mesh.ReadMessage(s, maxDeliverFrame, &f); err != nil {
+			return false, err
+		}
+		switch {
+		case f.Bye != nil:
+			return true, nil
+		case f.Message != nil:
+			m := f.Message
+			if len(m.Payload) > MaxPayload {
+				return false, fmt.Errorf("a payload of %d bytes", len(m.Payload))
+			}
+			if err := w.inbox.push(ctx, o, m.Seq, m.Call, m.Payload, m.Acked); err != nil {
+				return false, err
+			}
+		default:
+			return false, errors.New("a frame that is not the sender's to send")
+		}
+	}
+}
+
+// say writes a frame whose loss the other side notices by itself.
+func (n *Node) say(s io.Writer, f deliverFrame) {
+	if err := mesh.WriteMessage(s, f); err != nil {
+		n.log.Debug("deliver stream not written", "error", err)
+	}
+}
+
+// interrupt makes a read that blocks on s return.
+func interrupt(s any) {
+	switch s := s.(type) {
+	case interface{ SetReadDeadline(time.Time) error }:
+		_ = s.SetReadDeadline(time.Unix(1, 0)) // an ended stream needs no deadline
+	case io.Closer:
+		_ = s.Close()
+	}
+}

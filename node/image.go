@@ -1,0 +1,72 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"meshnode/node/runner"
+)
+
+// imageMagic opens an image: four letters and the version of what follows.
+const (
+	imageMagic   = "MNIM"
+	imageVersion = 1
+	// maxImage bounds an encoded image, in bytes: replies that have not
+	// reached their senders are the only large part.
+	maxImage = 12 << 20
+)
+
+// An image is a frozen worker without its memory: what a node needs to
+// continue it.
+type image struct {
+	Spec    spec           `cbor:"1,keyasint"`
+	State   runner.State   `cbor:"2,keyasint"`
+	Timers  []timerState   `cbor:"3,keyasint,omitempty"`
+	Senders []senderCursor `cbor:"4,keyasint,omitempty"`
+	Outbox  []outState     `cbor:"5,keyasint,omitempty"`
+	Events  uint64         `cbor:"6,keyasint,omitempty"`
+	Paused  bool           `cbor:"7,keyasint,omitempty"`
+	// Table is the page table (package pager): which pages are zero, and the
+	// names of those that have one yet.
+	Table []byte `cbor:"8,keyasint"`
+}
+
+// encode returns the image as it travels: magic, version, CBOR.
+func (img image) encode() ([]byte, error) {
+	b := append([]byte(imageMagic), imageVersion)
+	buf := bytes.NewBuffer(b)
+	if err := encMode.NewEncoder(buf).Encode(img); err != nil {
+		return nil, err
+	}
+	if buf.Len() > maxImage {
+		return nil, fmt.Errorf("the worker's image is %d bytes, the limit is %d: its clients leave too many replies unread",
+			buf.Len(), maxImage)
+	}
+	return buf.Bytes(), nil
+}
+
+// parseImage decodes an image and checks what does not depend on the node.
+func parseImage(b []byte) (image, error) {
+	var img image
+	if len(b) > maxImage {
+		return img, fmt.Errorf("an image of %d bytes, the limit is %d", len(b), maxImage)
+	}
+	rest, ok := bytes.CutPrefix(b, []byte(imageMagic))
+	if !ok || len(rest) == 0 {
+		return img, errors.New("not an image of a worker")
+	}
+	if rest[0] != imageVersion {
+		return img, fmt.Errorf("image version %d: this node reads version %d", rest[0], imageVersion)
+	}
+	if err := decMode.Unmarshal(rest[1:], &img); err != nil {
+		return img, fmt.Errorf("image: %w", err)
+	}
+	if err := img.Spec.validate(); err != nil {
+		return img, fmt.Errorf("image: %w", err)
+	}
+	if size := uint64(img.State.Pages) * runner.WasmPage; size > img.Spec.MemoryLimit {
+		return img, fmt.Errorf("image: memory of %d bytes is over the worker's limit of %d", size, img.Spec.MemoryLimit)
+	}
+	return img, nil
+}

@@ -1,0 +1,274 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+	"meshnode/node/handover"
+	"meshnode/node/runner"
+)
+
+// maxWorkers bounds the workers at home on one node.
+const maxWorkers = 1024
+
+var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// newID draws a worker id: 128 random bits in base32, like a node id.
+func newID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return idEncoding.EncodeToString(b[:])
+}
+
+func validID(s string) bool {
+	b, err := idEncoding.DecodeString(s)
+	return err == nil && len(b) == 16 && len(s) == 26
+}
+
+var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+
+func validName(s string) bool { return nameForm.MatchString(s) }
+
+func (s spec) validate() error {
+	switch {
+	case !validID(s.ID):
+		return fmt.Errorf("worker id %.40q is not valid", s.ID)
+	case !validName(s.Name):
+		return fmt.Errorf("worker name %.80q: want up to 63 of a-z, 0-9 and -, not - first", s.Name)
+	case s.MemoryLimit < runner.WasmPage || s.MemoryLimit > runner.MaxMemory || s.MemoryLimit%runner.WasmPage != 0:
+		return fmt.Errorf("memory limit of %d bytes: want a multiple of 64 KiB up to %d", s.MemoryLimit, int64(runner.MaxMemory))
+	case s.ModuleBytes <= 0 || s.ModuleBytes > control.MaxModuleBytes:
+		return fmt.Errorf("module of %d bytes, the limit is %d", s.ModuleBytes, control.MaxModuleBytes)
+	}
+	total := 0
+	for _, a := range append(append([]string(nil), s.Args...), s.Env...) {
+		if strings.ContainsRune(a, 0) {
+			return fmt.Errorf("arguments and environment must not hold NUL")
+		}
+		total += len(a) + 1
+	}
+	if total > 16<<10 {
+		return fmt.Errorf("arguments and environment are %d bytes, the limit is %d", total, 16<<10)
+	}
+	return nil
+}
+
+// startRunner starts the process for a worker, checks the module and compiles
+// it. Nothing of the worker has run yet.
+func (n *Node) startRunner(ctx context.Context, s spec, logs *logRing) (*runner.Runner, error) {
+	return runner.Start(ctx, runner.Config{
+		Exe: n.cfg.Exe, ModulePath: n.modules.path(s.Module), CacheDir: filepath.Join(n.cfg.StateDir, "cache"),
+		MemoryLimit: s.MemoryLimit, Args: append([]string{s.Name}, s.Args...), Env: s.Env,
+		Interpreter: n.cfg.Interpreter, Logger: n.log.With("worker", s.ID),
+		OnLog: func(l runner.Log) {
+			logs.add(control.LogLine{
+				Node: n.name(), Level: strings.ToLower(l.Level.String()), Source: logSource(l.Source), Text: l.Text,
+			})
+		},
+	})
+}
+
+func logSource(s string) string {
+	if s == "guest" {
+		return "app"
+	}
+	return s
+}
+
+// create starts a new worker here.
+func (n *Node) create(ctx context.Context, s spec) (*worker, error) {
+	if err := n.reserve(s.MemoryLimit); err != nil {
+		return nil, err
+	}
+	defer n.unreserve(s.MemoryLimit)
+	logs := newLogRing()
+	r, err := n.startRunner(ctx, s, logs)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.Init(ctx); err != nil {
+		r.Close()
+		return nil, fmt.Errorf("start worker %s: %w", s.Name, err)
+	}
+	w := n.newWorker(s, 1, r, logs)
+	w.memory = uint64(r.Pages()) * wasmPage
+	// On disk before anyone hears of it: after a crash the node knows what it
+	// owned.
+	err = n.journal.Put(handover.Record{
+		Worker: s.ID, Epoch: 1, Own: handover.OwnRunning, Updated: time.Now().Unix(), Meta: s.meta(""),
+	})
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	n.mu.Lock()
+	n.workers[s.ID] = w
+	n.mu.Unlock()
+	w.outbox.start()
+	w.start()
+	w.setState(control.StateRunning, "")
+	n.log.Info("worker started", "worker", s.ID, "name", s.Name, "module", s.Module)
+	return w, nil
+}
+
+// reserve claims memory for a worker that is being made or is arriving, or
+// says why there is none. Memory counts by limit, not by use: a worker that
+// may grow must be able to.
+func (n *Node) reserve(bytes uint64) error {
+	total, _ := memory()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.workers)+len(n.incoming) >= maxWorkers {
+		return &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("this node is home to %d workers, the limit", maxWorkers)}
+	}
+	claimed := n.reserved
+	for _, w := range n.workers {
+		claimed += w.MemoryLimit
+	}
+	if total > 0 && claimed+bytes > total {
+		return &control.Error{
+			Code: control.CodeFailed,
+			Message: fmt.Sprintf("no room for %d MiB: %d of this node's %d MiB are promised to workers",
+				bytes>>20, claimed>>20, total>>20),
+			Hint: "lower --memory-limit, or use another node",
+		}
+	}
+	n.reserved += bytes
+	return nil
+}
+
+func (n *Node) unreserve(bytes uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.reserved -= bytes
+}
+
+// stop ends a worker for good, or forgets one that has ended by itself.
+func (n *Node) stop(ctx context.Context, w *worker) error {
+	if m := w.moving(); m != nil {
+		if err := m.abandon(ctx, "stopped by the user"); err != nil {
+			return err
+		}
+	}
+	w.kill(control.StateStopped, "")
+	n.mu.Lock()
+	delete(n.workers, w.ID)
+	delete(n.ended, w.ID)
+	n.mu.Unlock()
+	return n.journal.Delete(w.ID)
+}
+
+// workerEnded takes a worker that runs no more off the list of those that do.
+func (n *Node) workerEnded(w *worker, state, reason string) {
+	n.mu.Lock()
+	delete(n.workers, w.ID)
+	if state != control.StateStopped {
+		n.ended[w.ID] = w
+	}
+	n.mu.Unlock()
+	if n.ctx.Err() != nil || state == control.StateStopped {
+		return
+	}
+	// While a move is under way its machine writes the journal.
+	died := handover.RunnerDied{Reason: reason}
+	if in := n.arrival(w.ID); in != nil {
+		in.feed(died)
+	} else if out := w.moving(); out != nil {
+		out.feed(died)
+	} else if err := n.recordEnd(w, state, reason); err != nil {
+		n.log.Error("worker's end not on disk", "worker", w.ID, "error", err)
+	}
+}
+
+func (n *Node) recordEnd(w *worker, state, reason string) error {
+	rec, ok, err := n.journal.Get(w.ID)
+	if err != nil || !ok {
+		return err
+	}
+	rec.Own, rec.Epoch, rec.Reason = handover.OwnLost, w.epochNow(), reason
+	rec.Meta = w.spec.meta(state)
+	return n.journal.Put(rec)
+}
+
+// endWorkers ends all workers, because the node does. Their memory goes with
+// them; the journal says so at the next start.
+func (n *Node) endWorkers() {
+	for _, w := range n.locals() {
+		if !ended(w.describe().State) {
+			w.kill(control.StateLost, fmt.Sprintf("node %s was stopped while the worker ran there", n.name()))
+		}
+	}
+}
+
+// A recordMeta is what the journal keeps of a worker for the node itself.
+type recordMeta struct {
+	Spec  spec   `cbor:"1,keyasint"`
+	State string `cbor:"2,keyasint,omitempty"` // how it ended, failed or lost
+}
+
+func (s spec) meta(state string) []byte {
+	b, err := encMode.Marshal(recordMeta{Spec: s, State: state})
+	if err != nil {
+		panic(err) // a struct of strings and numbers
+	}
+	return b
+}
+
+// recover reads the journal after a start: what this node owned is lost, since
+// memory does not outlive the process; what it was giving away it asks about.
+func (n *Node) recover() error {
+	records, err := n.journal.All()
+	if err != nil {
+		return err
+	}
+	for _, old := range records {
+		rec, todo := handover.Recover(old, time.Now())
+		var meta recordMeta
+		if err := decMode.Unmarshal(rec.Meta, &meta); err != nil && todo != handover.TodoNothing {
+			return fmt.Errorf("the journal's entry of worker %s cannot be read: %w", rec.Worker, err)
+		}
+		switch todo {
+		case handover.TodoForward:
+			// Version 0: whatever the mesh says is newer.
+			n.dir.learn(entry{
+				ID: rec.Worker, Name: meta.Spec.Name, Home: mesh.NodeID(rec.Peer), Epoch: rec.Epoch,
+				State: control.StateRunning, Module: meta.Spec.Module.String(),
+			}, n.id)
+		case handover.TodoLost:
+			if old.Own != handover.OwnLost {
+				meta.State = control.StateLost
+				rec.Meta = meta.Spec.meta(meta.State)
+				if err := n.journal.Put(rec); err != nil {
+					return err
+				}
+			}
+			n.bury(meta.Spec, rec.Epoch, meta.State, rec.Reason)
+		case handover.TodoAsk:
+			if err := n.ask(rec, meta.Spec); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// bury lists a worker that runs no more.
+func (n *Node) bury(s spec, epoch uint64, state, reason string) {
+	w := n.newWorker(s, epoch, nil, newLogRing())
+	w.cancel = func(error) {}
+	close(w.ended)
+	n.mu.Lock()
+	n.ended[s.ID] = w
+	n.mu.Unlock()
+	w.inbox.close(deliverFrame{Ended: &deliverEnded{State: state, Reason: reason}})
+	w.setState(state, reason)
+	n.log.Warn("worker ended", "worker", s.ID, "name", s.Name, "state", state, "reason", reason)
+}

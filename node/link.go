@@ -1,0 +1,356 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"meshnode/mesh"
+	"meshnode/node/handover"
+)
+
+// protoHandover carries the control messages of one move. Either side may open
+// the stream; the newest one is used. It begins with a Hello.
+const protoHandover = "handover"
+
+// A handoverFrame has exactly one field set.
+type handoverFrame struct {
+	Hello   *handoverHello `cbor:"1,keyasint,omitempty"`
+	Message []byte         `cbor:"2,keyasint,omitempty"` // handover.Message, encoded
+	Report  *moveReport    `cbor:"3,keyasint,omitempty"`
+}
+
+type handoverHello struct {
+	Move        handover.MoveID `cbor:"1,keyasint"`
+	Incarnation uint64          `cbor:"2,keyasint"`
+}
+
+// maxHandoverFrame bounds a frame, in bytes: a COMMIT with the largest image.
+const maxHandoverFrame = maxImage + 128<<10
+
+// linkQueue is how many messages may wait to be written. The machines repeat
+// what matters, so what does not fit is dropped.
+const linkQueue = 16
+
+// A link is one side's end of a move's control stream. It dials when there is
+// something to say and no stream, and tells the machine when the path breaks
+// and when it is there again.
+type link struct {
+	n    *Node
+	move handover.MoveID
+	peer mesh.NodeID
+	feed func(handover.Event)
+
+	out chan handoverFrame
+
+	mu      sync.Mutex
+	stream  *mesh.Stream
+	dialing bool
+	closed  bool
+}
+
+func (n *Node) newLink(move handover.MoveID, peer mesh.NodeID, feed func(handover.Event)) *link {
+	return &link{n: n, move: move, peer: peer, feed: feed, out: make(chan handoverFrame, linkQueue)}
+}
+
+// run writes what send queues, until ctx is done.
+func (l *link) run(ctx context.Context) {
+	defer l.close()
+	for {
+		select {
+		case f := <-l.out:
+			if s := l.connected(ctx); s != nil {
+				if err := mesh.WriteMessage(s, f); err != nil {
+					l.broken(s, err)
+				}
+			}
+		case <-ctx.Done():
+			// What was said last, DONE perhaps, still goes out.
+			for {
+				select {
+				case f := <-l.out:
+					l.mu.Lock()
+					s := l.stream
+					l.mu.Unlock()
+					if s == nil || mesh.WriteMessage(s, f) != nil {
+						return
+					}
+				default:
+					return
+				}
+			}
+		}
+	}
+}
+
+// send queues a message. It does not block.
+func (l *link) send(m handover.Message) {
+	b, err := handover.Limits{}.Encode(m)
+	if err != nil {
+		l.n.log.Error("hand-over message not sent", "move", l.move, "error", err)
+		return
+	}
+	l.put(handoverFrame{Message: b})
+}
+
+// report queues what only this side knows.
+func (l *link) report(r moveReport) { l.put(handoverFrame{Report: &r}) }
+
+func (l *link) put(f handoverFrame) {
+	select {
+	case l.out <- f:
+	default:
+		l.n.log.Warn("hand-over message dropped", "move", l.move, "peer", l.peer)
+	}
+}
+
+// connected returns the stream, dialling if there is none.
+func (l *link) connected(ctx context.Context) *mesh.Stream {
+	l.mu.Lock()
+	s := l.stream
+	l.mu.Unlock()
+	if s != nil {
+		return s
+	}
+	s, err := l.dial(ctx)
+	if err != nil {
+		l.n.log.Debug("hand-over peer not reached", "move", l.move, "peer", l.peer, "error", err)
+		l.feed(handover.PathDown{})
+		l.redial(ctx)
+		return nil
+	}
+	return s
+}
+
+func (l *link) dial(ctx context.Context) (*mesh.Stream, error) {
+	s, err := l.n.mesh.Open(ctx, l.peer, protoHandover, mesh.Urgent)
+	if err != nil {
+		return nil, err
+	}
+	err = mesh.WriteMessage(s, handoverFrame{Hello: &handoverHello{Move: l.move, Incarnation: l.n.incarnation}})
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	l.attach(s, 0)
+	l.n.tasks.Go(func() { l.n.readHandover(s.Context(), s, l.move) })
+	return s, nil
+}
+
+// redial keeps trying in the background until there is a stream, from
+// whichever side.
+func (l *link) redial(ctx context.Context) {
+	l.mu.Lock()
+	if l.dialing || l.closed {
+		l.mu.Unlock()
+		return
+	}
+	l.dialing = true
+	l.mu.Unlock()
+	l.n.tasks.Go(func() {
+		defer func() {
+			l.mu.Lock()
+			l.dialing = false
+			l.mu.Unlock()
+		}()
+		wait := retryWait{min: 100 * time.Millisecond, max: 3 * time.Second}
+		for wait.pause(ctx, nil) {
+			l.mu.Lock()
+			there := l.stream != nil || l.closed
+			l.mu.Unlock()
+			if there {
+				return
+			}
+			if _, err := l.dial(ctx); err == nil {
+				return
+			}
+		}
+	})
+}
+
+// attach takes a stream as the one to use and tells the machine. incarnation
+// is the peer's, 0 if not known.
+func (l *link) attach(s *mesh.Stream, incarnation uint64) {
+	l.mu.Lock()
+	old := l.stream
+	closed := l.closed
+	if !closed {
+		l.stream = s
+	}
+	l.mu.Unlock()
+	if closed {
+		s.Close()
+		return
+	}
+	if old != nil {
+		old.Close()
+	}
+	l.feed(handover.PathUp{Incarnation: incarnation})
+}
+
+// broken forgets a stream that failed, if it is still the one in use.
+func (l *link) broken(s *mesh.Stream, err error) {
+	l.mu.Lock()
+	mine := l.stream == s
+	if mine {
+		l.stream = nil
+	}
+	closed := l.closed
+	l.mu.Unlock()
+	s.Close()
+	if mine && !closed {
+		l.n.log.Debug("hand-over stream broke", "move", l.move, "peer", l.peer, "error", err)
+		l.feed(handover.PathDown{})
+		l.redial(l.n.ctx)
+	}
+}
+
+func (l *link) close() {
+	l.mu.Lock()
+	s := l.stream
+	l.stream, l.closed = nil, true
+	l.mu.Unlock()
+	if s != nil {
+		s.Close()
+	}
+}
+
+// A machine is one side of a move.
+type machine interface {
+	link() *link
+	feed(handover.Event)
+}
+
+// serveHandover reads a stream that a peer opened.
+func (n *Node) serveHandover(ctx context.Context, s *mesh.Stream) {
+	var f handoverFrame
+	if err := mesh.ReadMessage(s, maxHandoverFrame, &f); err != nil || f.Hello == nil {
+		n.log.Debug("hand-over stream without a hello", "peer", s.Peer(), "error", err)
+		return
+	}
+	for _, m := range n.machines(f.Hello.Move) {
+		if m.link().peer == s.Peer() {
+			m.link().attach(s, f.Hello.Incarnation)
+		}
+	}
+	n.readHandover(ctx, s, f.Hello.Move)
+}
+
+// machines returns the machines of a move that live here: normally one, both
+// only if a node moves a worker to itself, which migrate refuses.
+func (n *Node) machines(move handover.MoveID) []machine {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var ms []machine
+	if m := n.outgoing[move]; m != nil {
+		ms = append(ms, m)
+	}
+	if m := n.incoming[move]; m != nil {
+		ms = append(ms, m)
+	}
+	return ms
+}
+
+// readHandover gives what arrives on a stream to the move's machine, or
+// answers from the journal where there is none.
+func (n *Node) readHandover(ctx context.Context, s *mesh.Stream, move handover.MoveID) {
+	err := n.readMessagesOf(ctx, s, move)
+	for _, m := range n.machines(move) {
+		m.link().broken(s, err)
+	}
+	s.Close()
+}
+
+func (n *Node) readMessagesOf(ctx context.Context, s *mesh.Stream, move handover.MoveID) error {
+	for {
+		var f handoverFrame
+		if err := mesh.ReadMessage(s, maxHandoverFrame, &f); err != nil {
+			return err
+		}
+		if f.Report != nil {
+			n.reported(s.Peer(), move, *f.Report)
+			continue
+		}
+		msg, err := handover.Limits{}.Decode(f.Message)
+		if errors.Is(err, handover.ErrUnknownType) {
+			n.log.Info("hand-over message ignored", "peer", s.Peer(), "error", err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if msg.Move != move {
+			return fmt.Errorf("a message of move %v on the stream of move %v", msg.Move, move)
+		}
+		if err := n.dispatch(ctx, s, msg); err != nil {
+			return err
+		}
+	}
+}
+
+// dispatch finds the machine that a message is for.
+func (n *Node) dispatch(ctx context.Context, s *mesh.Stream, msg handover.Message) error {
+	if offer, ok := msg.Body.(handover.Offer); ok {
+		return n.arrive(s, msg, offer)
+	}
+	n.mu.Lock()
+	var m machine
+	if in := n.incoming[msg.Move]; in != nil && msg.Body.Type().FromSource() {
+		m = in
+	} else if out := n.outgoing[msg.Move]; out != nil && !msg.Body.Type().FromSource() {
+		m = out
+	}
+	n.mu.Unlock()
+	if m != nil {
+		if m.link().peer != s.Peer() {
+			return fmt.Errorf("node %s spoke for a move that is %s's", s.Peer(), m.link().peer)
+		}
+		m.feed(handover.Received{Message: msg})
+		return nil
+	}
+	var rec *handover.Record
+	r, ok, err := n.journal.Get(msg.Worker)
+	if err != nil {
+		return err
+	}
+	if ok {
+		rec = &r
+	}
+	a := handover.Answer(rec, msg, n.incarnation)
+	if a.Note != "" {
+		n.log.Info("hand-over message", "peer", s.Peer(), "note", a.Note)
+	}
+	if a.Settle != (handover.MoveID{}) {
+		if err := n.journal.Settle(msg.Worker, a.Settle); err != nil {
+			return err
+		}
+	}
+	if a.Reply == nil {
+		return nil
+	}
+	return n.tell(s, *a.Reply)
+}
+
+// tell writes a message of a move that has no machine.
+func (n *Node) tell(s *mesh.Stream, msg handover.Message) error {
+	b, err := handover.Limits{}.Encode(msg)
+	if err != nil {
+		return err
+	}
+	return mesh.WriteMessage(s, handoverFrame{Message: b})
+}
+
+// reported takes the destination's report of a move.
+func (n *Node) reported(peer mesh.NodeID, move handover.MoveID, r moveReport) {
+	n.mu.Lock()
+	m := n.outgoing[move]
+	n.mu.Unlock()
+	if m == nil || m.to != peer {
+		return
+	}
+	m.mu.Lock()
+	m.report = r
+	m.mu.Unlock()
+}

@@ -1,0 +1,148 @@
+package node
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/zeebo/blake3"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+	"meshnode/pager"
+)
+
+// protoModule hands out modules by name: the asker sends a moduleWant, the
+// answer is a moduleHave and then that many bytes.
+const protoModule = "module"
+
+type moduleWant struct {
+	Hash pager.Hash `cbor:"1,keyasint"`
+}
+
+type moduleHave struct {
+	Size int64 `cbor:"1,keyasint"` // bytes; -1: not here
+}
+
+// modules keeps modules on disk, named by the BLAKE3 hash of their bytes. Safe
+// for concurrent use, by several processes too: a file appears whole or not at
+// all.
+type modules struct{ dir string }
+
+func (m modules) path(h pager.Hash) string {
+	return filepath.Join(m.dir, hex.EncodeToString(h[:])+".wasm")
+}
+
+// put stores what r yields, at most control.MaxModuleBytes of it.
+func (m modules) put(r io.Reader) (pager.Hash, int64, error) {
+	var h pager.Hash
+	f, err := os.CreateTemp(m.dir, "incoming-*")
+	if err != nil {
+		return h, 0, err
+	}
+	defer os.Remove(f.Name()) // gone already if all went well
+	defer f.Close()
+	hasher := blake3.New()
+	size, err := io.Copy(io.MultiWriter(f, hasher), io.LimitReader(r, control.MaxModuleBytes+1))
+	if err != nil {
+		return h, 0, err
+	}
+	if size > control.MaxModuleBytes {
+		return h, 0, &control.Error{
+			Code:    control.CodeTooLarge,
+			Message: fmt.Sprintf("the module is larger than the limit of %d MiB", control.MaxModuleBytes>>20),
+		}
+	}
+	hasher.Sum(h[:0])
+	if err := f.Sync(); err != nil {
+		return h, 0, err
+	}
+	if err := f.Close(); err != nil {
+		return h, 0, err
+	}
+	return h, size, os.Rename(f.Name(), m.path(h))
+}
+
+// have returns the size of a module that is here, in bytes. A file that does
+// not hash to its name (a torn write, a disk error) is taken away.
+func (m modules) have(h pager.Hash) (int64, bool) {
+	f, err := os.Open(m.path(h))
+	if err != nil {
+		return 0, false
+	}
+	defer f.Close()
+	hasher := blake3.New()
+	size, err := io.Copy(hasher, f)
+	var got pager.Hash
+	hasher.Sum(got[:0])
+	if err != nil || got != h {
+		os.Remove(m.path(h))
+		return 0, false
+	}
+	return size, true
+}
+
+// fetchModule makes sure that a module is here, asking a peer for it if need
+// be.
+func (n *Node) fetchModule(ctx context.Context, from mesh.NodeID, h pager.Hash, size int64) error {
+	if _, ok := n.modules.have(h); ok {
+		return nil
+	}
+	if size <= 0 || size > control.MaxModuleBytes {
+		return fmt.Errorf("a module of %d bytes; the limit is %d", size, control.MaxModuleBytes)
+	}
+	s, err := n.openStream(ctx, from, protoModule, mesh.Bulk)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	stop := context.AfterFunc(ctx, func() { interrupt(s) })
+	defer stop()
+	if err := mesh.WriteMessage(s, moduleWant{Hash: h}); err != nil {
+		return err
+	}
+	var have moduleHave
+	if err := mesh.ReadMessage(s, 64, &have); err != nil {
+		return err
+	}
+	if have.Size != size {
+		return fmt.Errorf("module %v is not what was offered: %d bytes instead of %d", h, have.Size, size)
+	}
+	got, _, err := n.modules.put(io.LimitReader(s, size))
+	if err != nil {
+		return err
+	}
+	if got != h {
+		os.Remove(n.modules.path(got))
+		return fmt.Errorf("module %v arrived as %v", h, got)
+	}
+	return nil
+}
+
+// serveModule answers fetchModule.
+func (n *Node) serveModule(_ context.Context, s io.ReadWriter) {
+	var want moduleWant
+	if err := mesh.ReadMessage(s, 64, &want); err != nil {
+		return
+	}
+	f, err := os.Open(n.modules.path(want.Hash))
+	if err != nil {
+		_ = mesh.WriteMessage(s, moduleHave{Size: -1}) // the asker sees the stream end
+		return
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err == nil {
+		err = mesh.WriteMessage(s, moduleHave{Size: st.Size()})
+	}
+	if err == nil {
+		_, err = io.Copy(s, f)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		n.log.Debug("module not sent", "module", want.Hash, "error", err)
+	}
+}

@@ -1,0 +1,492 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+	"meshnode/node/handover"
+	"meshnode/node/runner"
+	"meshnode/pager"
+)
+
+// maxArrivals bounds the workers that may be arriving at one time.
+const maxArrivals = 64
+
+// A moveIn is a worker's arrival here: it executes what the Dest of the
+// hand-over decides.
+type moveIn struct {
+	n       *Node
+	id      handover.MoveID
+	from    mesh.NodeID
+	offer   handover.Offer
+	machine *handover.Dest
+	lnk     *link
+	box     *mailbox
+	done    chan struct{} // closed when the machine has finished
+	// settled is closed once it is known whether the worker runs here; senders
+	// that came ahead of it wait for that.
+	settled chan struct{}
+	settle  sync.Once
+
+	// ctx is of all that is under way for the move; tasks are its goroutines.
+	ctx    context.Context
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+
+	mu       sync.Mutex
+	at       handover.DestPhase
+	changed  chan struct{} // closed and replaced when at changes
+	spec     spec
+	reserved uint64 // until the worker counts by itself
+	logs     *logRing
+	runner   *runner.Runner // until the worker has it
+	sink     *pager.Sink
+	w        *worker
+}
+
+func (m *moveIn) link() *link            { return m.lnk }
+func (m *moveIn) feed(ev handover.Event) { m.box.put(ev) }
+
+// arrive takes an OFFER: of a new move, or once more of one that is known.
+func (n *Node) arrive(s *mesh.Stream, msg handover.Message, offer handover.Offer) error {
+	n.mu.Lock()
+	m := n.incoming[msg.Move]
+	arriving := len(n.incoming)
+	n.mu.Unlock()
+	if m != nil {
+		if m.from != s.Peer() {
+			return fmt.Errorf("node %s offered a move that is %s's", s.Peer(), m.from)
+		}
+		m.feed(handover.Received{Message: msg})
+		return nil
+	}
+	refuse := func(code handover.Code, reason string) error {
+		return n.tell(s, handover.Message{
+			Move: msg.Move, Worker: offer.Worker, Incarnation: n.incarnation,
+			Body: handover.Refuse{Code: code, Reason: reason, Hint: "try again later"},
+		})
+	}
+	if arriving >= maxArrivals {
+		return refuse(handover.CodeBusy, fmt.Sprintf("%d workers are arriving already", arriving))
+	}
+	if same := n.arrival(offer.Worker); same != nil {
+		// An earlier arrival of this worker that only waits for the source's
+		// last word lets go; any other stands in the way.
+		same.feed(handover.MoveOn{})
+		select {
+		case <-same.done:
+		case <-time.After(time.Second):
+			return refuse(handover.CodeBusy, "an earlier move of this worker to here has not ended")
+		}
+	}
+	known, ok, err := n.journal.Get(offer.Worker)
+	if err != nil {
+		return refuse(handover.CodeDisk, err.Error())
+	}
+	cfg := handover.DestConfig{
+		Peer: string(s.Peer()), Incarnation: n.incarnation, Ticket: handover.NewTicket(), Params: n.cfg.Move,
+	}
+	if ok {
+		cfg.Known = &known
+	}
+	machine, err := handover.NewDest(cfg)
+	if err != nil {
+		return err
+	}
+	m = &moveIn{
+		n: n, id: msg.Move, from: s.Peer(), offer: offer, machine: machine, box: newMailbox(),
+		done: make(chan struct{}), settled: make(chan struct{}), changed: make(chan struct{}), logs: newLogRing(),
+	}
+	m.ctx, m.cancel = context.WithCancel(n.ctx)
+	m.lnk = n.newLink(m.id, m.from, m.feed)
+	n.mu.Lock()
+	n.incoming[m.id] = m
+	n.mu.Unlock()
+	m.lnk.attach(s, msg.Incarnation)
+	m.feed(handover.Received{Message: msg})
+	linkCtx, endLink := context.WithCancel(n.ctx)
+	n.tasks.Go(func() { m.lnk.run(linkCtx) })
+	n.tasks.Go(func() {
+		defer endLink()
+		drive(n.ctx, m.machine, m.box, m.apply)
+		m.cancel()
+		m.tasks.Wait()
+	})
+	return nil
+}
+
+// apply carries out actions in order. It runs on the machine's goroutine.
+func (m *moveIn) apply(as []handover.Action) (finished bool) {
+	for _, a := range as {
+		switch a := a.(type) {
+		case handover.Send:
+			if _, ok := a.Message.Body.(handover.Drained); ok {
+				m.sendReport()
+			}
+			m.lnk.send(a.Message)
+		case handover.Persist:
+			m.n.persist(a, m.feed)
+		case handover.Prepare:
+			m.tasks.Go(m.prepare)
+		case handover.Fill:
+			m.tasks.Go(func() { m.fill(a.Table) })
+		case handover.Resume:
+			m.tasks.Go(func() { m.resume(a) })
+		case handover.Drain:
+			m.tasks.Go(m.drain)
+		case handover.ReleaseOutput:
+			m.w.release()
+		case handover.Discard:
+			m.discard()
+		case handover.Settle:
+			if err := m.n.journal.Settle(a.Worker, a.Move); err != nil {
+				m.n.log.Error("journal not written", "worker", a.Worker, "error", err)
+			}
+		case handover.Lose:
+			m.n.lose(m.worker(), m.spec, a.Epoch, a.Reason)
+		case handover.Note:
+			m.n.log.Info("hand-over", "move", m.id, "worker", m.offer.Worker, "note", a.Text)
+		case handover.Finish:
+			m.finish(a.Result)
+			finished = true
+		default:
+			panic(fmt.Sprintf("a destination asked for %T", a))
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if at := m.machine.Phase(); at != m.at {
+		m.at = at
+		close(m.changed)
+		m.changed = make(chan struct{})
+	}
+	return finished
+}
+
+// phase returns where the move stands, and a channel that is closed when that
+// has changed.
+func (m *moveIn) phase() (handover.DestPhase, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.at, m.changed
+}
+
+func (m *moveIn) worker() *worker {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.w
+}
+
+// prepare makes room, fetches the module and starts a runner with an empty
+// memory.
+func (m *moveIn) prepare() {
+	ctx, cancel := context.WithTimeout(m.ctx, prepareTimeout)
+	defer cancel()
+	err := m.ready(ctx)
+	if err == nil {
+		m.feed(handover.Prepared{
+			Paging: m.n.support.Missing, StoreWarm: m.n.store.Len() > 0, Meta: m.offer.Config,
+		})
+		return
+	}
+	failed := handover.PrepareFailed{Code: handover.CodeOther, Reason: err.Error()}
+	var ce *control.Error
+	if errors.As(err, &ce) {
+		failed.Hint = ce.Hint
+	}
+	var pe *prepareError
+	if errors.As(err, &pe) {
+		failed.Code = pe.code
+	}
+	m.feed(failed)
+}
+
+// prepareTimeout bounds what a destination does before it accepts.
+const prepareTimeout = time.Minute
+
+type prepareError struct {
+	code handover.Code
+	err  error
+}
+
+func (e *prepareError) Error() string { return e.err.Error() }
+func (e *prepareError) Unwrap() error { return e.err }
+
+func (m *moveIn) ready(ctx context.Context) error {
+	var meta recordMeta
+	if err := decMode.Unmarshal(m.offer.Config, &meta); err != nil {
+		return &prepareError{handover.CodeProtocol, fmt.Errorf("offer: %w", err)}
+	}
+	s := meta.Spec
+	if err := s.validate(); err != nil {
+		return &prepareError{handover.CodeProtocol, fmt.Errorf("offer: %w", err)}
+	}
+	if s.ID != m.offer.Worker || s.MemoryLimit != m.offer.MemoryLimit || handover.Hash(s.Module) != m.offer.Module {
+		return &prepareError{handover.CodeProtocol, errors.New("offer: it contradicts itself")}
+	}
+	if m.n.worker(s.ID) != nil {
+		return &prepareError{handover.CodeStale, fmt.Errorf("worker %s runs here already", s.Name)}
+	}
+	if err := m.n.reserve(s.MemoryLimit); err != nil {
+		return &prepareError{handover.CodeMemory, err}
+	}
+	m.mu.Lock()
+	m.spec, m.reserved = s, s.MemoryLimit
+	m.mu.Unlock()
+	// The bulk connection is set up now, so that its handshake does not stand
+	// in the drain's way.
+	warm, err := m.n.mesh.Open(ctx, m.from, protoModule, mesh.Bulk)
+	if err != nil {
+		return &prepareError{handover.CodePath, err}
+	}
+	warm.Close()
+	if err := m.n.fetchModule(ctx, m.from, s.Module, s.ModuleBytes); err != nil {
+		return &prepareError{handover.CodeModule, fmt.Errorf("fetch the module: %w", err)}
+	}
+	r, err := m.n.startRunner(ctx, s, m.logs)
+	if err != nil {
+		return &prepareError{handover.CodeModule, err}
+	}
+	m.mu.Lock()
+	m.runner = r
+	m.mu.Unlock()
+	if err := r.Clear(ctx); err != nil {
+		return &prepareError{handover.CodeRunner, err}
+	}
+	return nil
+}
+
+// fill fetches all pages before the worker runs.
+func (m *moveIn) fill(table []byte) {
+	sink, err := m.newSink(table, int64(m.offer.MemoryBytes))
+	if err != nil {
+		m.feed(handover.FillFailed{Reason: err.Error()})
+		return
+	}
+	ctx, cancel := context.WithCancel(m.ctx)
+	defer cancel()
+	m.tasks.Go(func() { m.reportProgress(ctx, sink) })
+	if err := sink.Run(ctx, dialer{m.n, m.from}); err != nil {
+		m.feed(handover.FillFailed{Reason: err.Error()})
+		return
+	}
+	m.feed(handover.FilledAll{})
+}
+
+// reportProgress tells the machine that pages are coming, as long as they are.
+func (m *moveIn) reportProgress(ctx context.Context, sink *pager.Sink) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	missing := sink.Missing()
+	for {
+		select {
+		case <-t.C:
+			if now := sink.Missing(); now != missing {
+				missing = now
+				m.feed(handover.Progress{})
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// resume continues the worker from its image.
+func (m *moveIn) resume(a handover.Resume) {
+	if err := m.continued(a); err != nil {
+		m.feed(handover.ResumeFailed{Reason: err.Error()})
+		return
+	}
+	m.settle.Do(func() { close(m.settled) })
+	m.feed(handover.Resumed{})
+}
+
+func (m *moveIn) continued(a handover.Resume) error {
+	img, err := parseImage(a.Head)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	s, r, sink := m.spec, m.runner, m.sink
+	m.mu.Unlock()
+	if img.Spec.ID != s.ID || img.Spec.Module != s.Module || img.Spec.MemoryLimit != s.MemoryLimit {
+		return errors.New("the image is not of the worker that was offered")
+	}
+	size := int64(img.State.Pages) * wasmPage
+	if a.Paging {
+		if sink, err = m.newSink(img.Table, size); err != nil {
+			return err
+		}
+		// From here on a page that is not here makes the worker wait.
+		if err := sink.Arm(); err != nil {
+			return err
+		}
+	}
+	if err := r.Restore(m.ctx, img.State); err != nil {
+		return err
+	}
+	w := m.n.newWorker(s, a.Epoch, r, m.logs)
+	w.gated, w.draining, w.paused = true, a.Paging, img.Paused
+	w.events, w.memory = img.Events, uint64(size)
+	w.inbox.gate()
+	if err := w.inbox.restore(img.Senders, time.Now()); err != nil {
+		return err
+	}
+	if err := w.outbox.restore(img.Outbox); err != nil {
+		return err
+	}
+	if err := w.timers.restore(img.Timers); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	if m.ctx.Err() != nil {
+		m.mu.Unlock()
+		return context.Cause(m.ctx)
+	}
+	m.w, m.runner = w, nil
+	m.mu.Unlock()
+	m.n.mu.Lock()
+	delete(m.n.ended, s.ID) // an earlier life of it here
+	m.n.workers[s.ID] = w
+	m.n.mu.Unlock()
+	m.unreserve()
+	w.start()
+	return w.do(m.ctx, func() {
+		if !w.paused {
+			w.timers.run(time.Now())
+		}
+		w.shown()
+	})
+}
+
+// drain fetches the missing pages while the worker runs.
+func (m *moveIn) drain() {
+	select {
+	case <-m.settled:
+	case <-m.ctx.Done():
+		return
+	}
+	m.mu.Lock()
+	sink, w := m.sink, m.w
+	m.mu.Unlock()
+	err := sink.Run(m.ctx, dialer{m.n, m.from})
+	switch {
+	case m.ctx.Err() != nil:
+	case errors.Is(err, pager.ErrRunnerGone):
+		m.feed(handover.RunnerDied{Reason: "its process ended"})
+	case err != nil:
+		m.feed(handover.PagesGone{Reason: err.Error()})
+	default:
+		_ = w.do(m.ctx, func() { // if it has ended, it says so itself
+			w.mu.Lock()
+			w.draining = false
+			w.mu.Unlock()
+			w.shown()
+		})
+		m.feed(handover.DrainedAll{})
+	}
+}
+
+// sendReport tells the source what it cannot see.
+func (m *moveIn) sendReport() {
+	m.mu.Lock()
+	sink := m.sink
+	m.mu.Unlock()
+	if sink == nil {
+		return
+	}
+	st := sink.Stats()
+	m.lnk.report(moveReport{PagesDemanded: st.Demanded, FaultP50: st.Remote.P50, FaultP99: st.Remote.P99})
+}
+
+// discard ends whatever is under way. After it the worker does not run here.
+func (m *moveIn) discard() {
+	m.cancel()
+	m.mu.Lock()
+	r, w := m.runner, m.w
+	m.mu.Unlock()
+	if r != nil {
+		r.Kill()
+	}
+	if w != nil {
+		w.discard()
+		m.n.mu.Lock()
+		delete(m.n.workers, w.ID)
+		m.n.mu.Unlock()
+	}
+	m.tasks.Wait()
+	// A runner that came up meanwhile goes too.
+	m.mu.Lock()
+	if m.runner != nil {
+		m.runner.Close()
+		m.runner = nil
+	}
+	m.mu.Unlock()
+	m.settle.Do(func() { close(m.settled) })
+}
+
+// unreserve gives back the room that prepare claimed.
+func (m *moveIn) unreserve() {
+	m.mu.Lock()
+	bytes := m.reserved
+	m.reserved = 0
+	m.mu.Unlock()
+	m.n.unreserve(bytes)
+}
+
+func (m *moveIn) finish(r handover.Result) {
+	m.settle.Do(func() { close(m.settled) })
+	m.unreserve()
+	m.n.mu.Lock()
+	delete(m.n.incoming, m.id)
+	m.n.mu.Unlock()
+	m.mu.Lock()
+	if m.sink != nil {
+		m.n.metrics.pageBytes.WithLabelValues("in").Add(float64(m.sink.Stats().BytesIn))
+	}
+	m.mu.Unlock()
+	m.n.metrics.moves.WithLabelValues("in", r.Outcome.String()).Inc()
+	m.n.log.Info("arrival ended", "worker", m.offer.Worker, "name", m.offer.Name, "from", m.n.nameOf(m.from),
+		"outcome", r.Outcome.String(), "reason", r.Reason)
+	close(m.done)
+}
+
+// arrival returns the move that brings or brought a worker here, if it has not
+// ended.
+func (n *Node) arrival(worker string) *moveIn {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range n.incoming {
+		if m.offer.Worker == worker {
+			return m
+		}
+	}
+	return nil
+}
+
+// settleArrival waits until a worker that came by a move has all of its memory
+// and its arrival has ended.
+func (n *Node) settleArrival(ctx context.Context, w *worker) error {
+	for {
+		in := n.arrival(w.ID)
+		if in == nil {
+			return nil
+		}
+		at, changed := in.phase()
+		if at == handover.DestSettling {
+			// It only waits for the source's last word, and need not.
+			in.feed(handover.MoveOn{})
+		}
+		select {
+		case <-in.done:
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("the worker's memory is still arriving from node %s: %w", n.nameOf(in.from), context.Cause(ctx))
+		}
+	}
+}

@@ -1,0 +1,574 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+	"meshnode/node/handover"
+	"meshnode/pager"
+)
+
+// A mailbox queues events for a machine. Putting never blocks.
+type mailbox struct {
+	mu     sync.Mutex
+	events []handover.Event
+	signal chan struct{} // one token: there is something
+}
+
+func newMailbox() *mailbox { return &mailbox{signal: make(chan struct{}, 1)} }
+
+func (b *mailbox) put(ev handover.Event) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.events = append(b.events, ev)
+	select {
+	case b.signal <- struct{}{}:
+	default:
+	}
+}
+
+func (b *mailbox) take() []handover.Event {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	evs := b.events
+	b.events = nil
+	return evs
+}
+
+// A protocol is the machine of either side.
+type protocol interface {
+	Handle(handover.Event, time.Time) []handover.Action
+	Deadline() (time.Time, bool)
+}
+
+// drive feeds a machine until apply reports that it has finished, or ctx ends:
+// to the peer that looks like a crash.
+func drive(ctx context.Context, p protocol, box *mailbox, apply func([]handover.Action) (finished bool)) {
+	alarm := time.NewTimer(0)
+	defer alarm.Stop()
+	for {
+		var due <-chan time.Time
+		if at, ok := p.Deadline(); ok {
+			alarm.Reset(time.Until(at))
+			due = alarm.C
+		}
+		var evs []handover.Event
+		select {
+		case <-box.signal:
+			evs = box.take()
+		case <-due:
+			evs = []handover.Event{handover.Tick{}}
+		case <-ctx.Done():
+			return
+		}
+		for _, ev := range evs {
+			if apply(p.Handle(ev, time.Now())) {
+				return
+			}
+		}
+	}
+}
+
+// A moveOut is a worker's move away from here: it executes what the Source of
+// the hand-over decides.
+type moveOut struct {
+	n       *Node
+	w       *worker // nil after a restart, when its memory is gone
+	spec    spec
+	id      handover.MoveID
+	to      mesh.NodeID
+	toName  string
+	machine *handover.Source
+	lnk     *link
+	box     *mailbox
+	done    chan struct{} // closed when the machine has finished
+
+	cancelFreeze context.CancelFunc // of the freeze under way
+	writes       *writeLog          // until the freeze
+
+	mu       sync.Mutex
+	at       handover.SourcePhase
+	strategy string
+	started  time.Time
+	frozen   time.Time // when the worker stopped
+	running  time.Time // when the destination's word arrived
+	finished time.Time
+	memory   uint64
+	epoch    uint64
+	pages    *pager.Source // of the frozen memory
+	serves   bool          // pages may be fetched
+	report   moveReport
+	result   handover.Result
+}
+
+// A moveReport is what the destination saw of a move's faults. It is sent
+// before DRAINED.
+type moveReport struct {
+	PagesDemanded uint64        `cbor:"1,keyasint"`
+	FaultP50      time.Duration `cbor:"2,keyasint"`
+	FaultP99      time.Duration `cbor:"3,keyasint"`
+}
+
+func (m *moveOut) link() *link { return m.lnk }
+
+func (m *moveOut) feed(ev handover.Event) {
+	if r, ok := ev.(handover.Received); ok {
+		m.received(r.Message)
+	}
+	m.box.put(ev)
+}
+
+// migrate moves a worker and waits until it has all of its memory there, or
+// runs here again.
+func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req control.MigrateRequest,
+	progress func(control.Progress)) (control.Migration, error) {
+
+	if to.ID == n.id {
+		return control.Migration{}, &control.Error{
+			Code: control.CodeInvalid, Message: fmt.Sprintf("worker %s is at node %s already", w.Name, n.name()),
+		}
+	}
+	strategy := handover.PostCopy
+	if req.Strategy == control.StrategyStopAndCopy {
+		strategy = handover.StopAndCopy
+	}
+	m, err := n.moveAway(ctx, w, to, strategy, time.Duration(req.TimeoutMs*float64(time.Millisecond)))
+	if err != nil {
+		return control.Migration{}, err
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	gaveUp := ctx.Done()
+	for {
+		select {
+		case <-tick.C:
+			progress(m.progress())
+		case <-gaveUp:
+			m.feed(handover.Cancel{Reason: "cancelled by the user"})
+			if !m.cancellable() {
+				return control.Migration{}, context.Cause(ctx)
+			}
+			gaveUp = nil // the machine says how it ended
+		case <-m.done:
+			progress(m.progress())
+			return m.migration()
+		case <-n.ctx.Done():
+			return control.Migration{}, errors.New("the node is stopping")
+		}
+	}
+}
+
+// moveAway begins a move.
+func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy handover.Strategy, limit time.Duration) (*moveOut, error) {
+	// A worker that has just arrived is moved on once all of its memory is
+	// here: nobody else could serve what is missing.
+	if err := n.settleArrival(ctx, w); err != nil {
+		return nil, err
+	}
+	rec, ok, err := n.journal.Get(w.ID)
+	if err != nil || !ok {
+		return nil, fmt.Errorf("worker %s in the journal: found %v, %w", w.Name, ok, err)
+	}
+	params := n.cfg.Move
+	if limit > 0 {
+		params.OfferTimeout = limit
+	}
+	m := &moveOut{
+		n: n, w: w, spec: w.spec, id: handover.NewMoveID(), to: to.ID, toName: to.Record.Name,
+		box: newMailbox(), done: make(chan struct{}), strategy: strategy.String(), started: time.Now(),
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case ended(w.state):
+		return nil, &control.Error{
+			Code: control.CodeConflict, Message: fmt.Sprintf("worker %s is %s: %s", w.Name, w.state, w.reason),
+		}
+	case w.move != nil:
+		return nil, &control.Error{
+			Code:    control.CodeConflict,
+			Message: fmt.Sprintf("worker %s is already on its way to node %s", w.Name, w.move.toName),
+			Hint:    "wait for that move to end",
+		}
+	}
+	m.memory, m.epoch = w.memory, w.epoch
+	m.machine, err = handover.NewSource(handover.SourceConfig{
+		Move: m.id, Peer: string(to.ID), Incarnation: n.incarnation, Record: rec, Params: params,
+		Offer: handover.Offer{
+			Worker: w.ID, Name: w.Name, Module: handover.Hash(w.Module), ModuleSize: uint64(w.ModuleBytes),
+			MemoryBytes: w.memory, MemoryLimit: w.MemoryLimit, Epoch: w.epoch, Strategy: strategy,
+			Config: w.spec.meta(""),
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	w.move = m
+	m.writes = n.watchWrites(n.ctx, w, int64(m.memory))
+	n.startOut(m)
+	return m, nil
+}
+
+// startOut runs a source's machine until it has finished.
+func (n *Node) startOut(m *moveOut) {
+	m.lnk = n.newLink(m.id, m.to, m.feed)
+	n.mu.Lock()
+	n.outgoing[m.id] = m
+	n.mu.Unlock()
+	ctx, cancel := context.WithCancel(n.ctx)
+	n.tasks.Go(func() { m.lnk.run(ctx) })
+	m.feed(handover.Start{})
+	n.tasks.Go(func() {
+		defer cancel()
+		drive(ctx, m.machine, m.box, func(as []handover.Action) bool { return m.apply(ctx, as) })
+	})
+}
+
+// ask finds out, after a restart, what became of a worker that was on its way.
+func (n *Node) ask(rec handover.Record, s spec) error {
+	machine, err := handover.RestartSource(rec, n.incarnation, n.cfg.Move)
+	if err != nil {
+		return err
+	}
+	m := &moveOut{
+		n: n, spec: s, id: rec.Move, to: mesh.NodeID(rec.Peer), toName: n.nameOf(mesh.NodeID(rec.Peer)),
+		machine: machine, box: newMailbox(), done: make(chan struct{}), started: time.Now(), epoch: rec.Epoch,
+	}
+	n.bury(s, rec.Epoch, control.StateInDoubt,
+		fmt.Sprintf("this node restarted while the worker was on its way to node %s; asking there", m.toName))
+	n.startOut(m)
+	return nil
+}
+
+// apply carries out actions in order. It runs on the machine's goroutine.
+func (m *moveOut) apply(ctx context.Context, as []handover.Action) (finished bool) {
+	for _, a := range as {
+		switch a := a.(type) {
+		case handover.Send:
+			m.lnk.send(a.Message)
+			if c, ok := a.Message.Body.(handover.Commit); ok && m.w != nil {
+				// Senders go where the worker goes, while it is on its way:
+				// the destination lets them wait until it runs.
+				m.w.movedTo(m.to, c.Epoch)
+			}
+		case handover.Persist:
+			m.n.persist(a, m.feed)
+		case handover.Freeze:
+			m.freeze(ctx)
+		case handover.Thaw:
+			m.thaw(ctx, a.Epoch)
+		case handover.ServePages:
+			m.serve(true)
+		case handover.StopServing:
+			m.serve(false)
+		case handover.Forget:
+			m.n.left(m, a.Epoch)
+		case handover.Lose:
+			m.n.lose(m.w, m.spec, a.Epoch, a.Reason)
+		case handover.Note:
+			m.n.log.Info("hand-over", "move", m.id, "worker", m.spec.ID, "note", a.Text)
+		case handover.Finish:
+			m.finish(a.Result)
+			finished = true
+		default:
+			panic(fmt.Sprintf("a source asked for %T", a))
+		}
+	}
+	m.show()
+	return finished
+}
+
+// persist writes a record beside everything else.
+func (n *Node) persist(p handover.Persist, feed func(handover.Event)) {
+	n.tasks.Go(func() {
+		if err := n.journal.Put(p.Record); err != nil {
+			n.log.Error("journal not written", "worker", p.Record.Worker, "error", err)
+			feed(handover.PersistFailed{ID: p.ID, Reason: err.Error()})
+			return
+		}
+		feed(handover.Persisted{ID: p.ID})
+	})
+}
+
+// freeze stops the worker and makes its image, ready to be served.
+func (m *moveOut) freeze(ctx context.Context) {
+	ctx, m.cancelFreeze = context.WithCancel(ctx)
+	m.n.tasks.Go(func() {
+		head, table, err := m.image(ctx)
+		if err != nil {
+			m.feed(handover.FreezeFailed{Reason: err.Error()})
+			return
+		}
+		m.feed(handover.Frozen{Head: head, Table: table})
+	})
+}
+
+func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
+	img, at, err := m.w.freeze(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	m.mu.Lock()
+	m.frozen = at
+	writes := m.writes
+	m.writes = nil
+	m.mu.Unlock()
+	recent := writes.end(m.n, m.w)
+	pages, tbl, err := m.n.frozenPages(m.w, m.epoch, int64(img.State.Pages)*wasmPage, recent)
+	if err != nil {
+		return nil, nil, err
+	}
+	m.mu.Lock()
+	m.pages, m.memory = pages, uint64(img.State.Pages)*wasmPage
+	m.mu.Unlock()
+	img.Table = tbl
+	head, err = img.encode()
+	return head, tbl, err
+}
+
+func (m *moveOut) thaw(ctx context.Context, epoch uint64) {
+	if m.cancelFreeze != nil {
+		m.cancelFreeze()
+	}
+	m.closePages()
+	if err := m.w.thaw(ctx, epoch); err != nil {
+		m.n.log.Warn("worker not thawed", "worker", m.w.ID, "error", err)
+	}
+}
+
+// serve lets the destination fetch pages, or no more.
+func (m *moveOut) serve(yes bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.serves = yes
+}
+
+// serving returns what serves the move's pages, or nil.
+func (m *moveOut) serving() *pager.Source {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.serves {
+		return nil
+	}
+	return m.pages
+}
+
+// show tells the mesh how the worker fares during the move.
+func (m *moveOut) show() {
+	phase := m.machine.Phase()
+	m.mu.Lock()
+	changed := m.at != phase
+	m.at = phase
+	m.mu.Unlock()
+	if !changed || m.w == nil {
+		return
+	}
+	switch phase {
+	case handover.SourceOffering, handover.SourceWarming, handover.SourceRecording:
+		m.w.setState(control.StateMoving, "")
+	case handover.SourceFreezing, handover.SourceFilling:
+		m.w.setState(control.StateFrozen, "")
+	case handover.SourceCommitting:
+		m.w.setState(control.StateInDoubt, fmt.Sprintf("waiting for node %s to say that it runs there", m.toName))
+	}
+}
+
+// closePages ends the streams of pages; from then on the memory may change.
+func (m *moveOut) closePages() {
+	m.mu.Lock()
+	pages := m.pages
+	m.mu.Unlock()
+	if pages != nil {
+		pages.Close()
+	}
+}
+
+func (m *moveOut) finish(r handover.Result) {
+	m.mu.Lock()
+	m.result, m.finished = r, time.Now()
+	writes := m.writes
+	m.writes = nil
+	m.mu.Unlock()
+	writes.end(m.n, m.w) // of a move that never froze
+	m.closePages()
+	m.n.mu.Lock()
+	delete(m.n.outgoing, m.id)
+	m.n.mu.Unlock()
+	if m.w != nil {
+		m.w.mu.Lock()
+		m.w.move = nil
+		m.w.mu.Unlock()
+		_ = m.w.do(m.n.ctx, m.w.shown) // if it has left, there is nothing to show
+	}
+	m.mu.Lock()
+	m.n.metrics.pageBytes.WithLabelValues("out").Add(float64(m.sentLocked().Bytes))
+	m.mu.Unlock()
+	m.n.metrics.moves.WithLabelValues("out", r.Outcome.String()).Inc()
+	if !m.running.IsZero() {
+		m.n.metrics.blackout.Observe(m.running.Sub(m.frozen).Seconds())
+	}
+	m.n.log.Info("move ended", "worker", m.spec.ID, "name", m.spec.Name, "to", m.toName,
+		"outcome", r.Outcome.String(), "reason", r.Reason, "blackout", m.running.Sub(m.frozen))
+	close(m.done)
+}
+
+// received notes when the destination's word came: the end of the blackout.
+func (m *moveOut) received(msg handover.Message) {
+	if _, ok := msg.Body.(handover.Running); ok {
+		m.mu.Lock()
+		if m.running.IsZero() {
+			m.running = time.Now()
+		}
+		m.mu.Unlock()
+	}
+}
+
+func (m *moveOut) cancellable() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.at < handover.SourceCommitting
+}
+
+// phase returns the move's phase in the control API's words.
+func (m *moveOut) phase() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.phaseLocked()
+}
+
+func (m *moveOut) phaseLocked() string {
+	switch m.at {
+	case handover.SourceNew, handover.SourceOffering:
+		return control.PhasePrepare
+	case handover.SourceWarming, handover.SourceRecording, handover.SourceFreezing:
+		return control.PhaseFreeze
+	case handover.SourceFilling:
+		return control.PhaseCopy
+	case handover.SourceCommitting, handover.SourceAsking:
+		return control.PhaseCommit
+	case handover.SourceDraining:
+		return control.PhaseDrain
+	}
+	return control.PhaseDone
+}
+
+func (m *moveOut) progress() control.Progress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := control.Progress{
+		Phase: m.phaseLocked(), ElapsedMs: control.Millis(time.Since(m.started)), MemoryBytes: m.memory,
+	}
+	st := m.sentLocked()
+	p.BytesOnWire, p.PagesTotal = st.Bytes, uint64(st.Pages)
+	p.PagesPushed, p.PagesDemanded = st.BulkPages, st.DemandPages
+	p.BlackoutMs = control.Millis(m.blackoutLocked())
+	return p
+}
+
+// sentLocked counts the pages sent so far.
+func (m *moveOut) sentLocked() pager.SourceStats {
+	if m.pages == nil {
+		return pager.SourceStats{}
+	}
+	return m.pages.Stats()
+}
+
+func (m *moveOut) blackoutLocked() time.Duration {
+	switch {
+	case m.frozen.IsZero():
+		return 0
+	case m.running.IsZero():
+		return time.Since(m.frozen)
+	}
+	return m.running.Sub(m.frozen)
+}
+
+// migration returns what the move came to.
+func (m *moveOut) migration() (control.Migration, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.result
+	switch r.Outcome {
+	case handover.Moved:
+		sent := m.sentLocked()
+		return control.Migration{
+			Worker: m.spec.Name, WorkerID: m.spec.ID, Strategy: m.strategy, From: m.n.name(), To: m.toName,
+			Epoch: r.Epoch, BlackoutMs: control.Millis(m.blackoutLocked()),
+			TotalMs: control.Millis(m.finished.Sub(m.started)), MemoryBytes: m.memory,
+			BytesOnWire: sent.Bytes, PagesDemanded: sent.DemandPages, PagesPushed: sent.BulkPages,
+			FaultMsP50: control.Millis(m.report.FaultP50), FaultMsP99: control.Millis(m.report.FaultP99),
+			Result: "done",
+		}, nil
+	case handover.Kept:
+		e := &control.Error{
+			Code:    control.CodeFailed,
+			Message: fmt.Sprintf("worker %s was not moved to node %s and runs on here: %s", m.spec.Name, m.toName, r.Reason),
+			Hint:    r.Hint,
+		}
+		switch r.Code {
+		case handover.CodeTimeout:
+			e.Code = control.CodeTimeout
+		case handover.CodePath:
+			e.Code = control.CodeUnreachable
+		}
+		return control.Migration{}, e
+	}
+	return control.Migration{}, &control.Error{
+		Code:    control.CodeFailed,
+		Message: fmt.Sprintf("worker %s is lost: %s", m.spec.Name, r.Reason),
+	}
+}
+
+// abandon gives the move up for good, for a worker that is to be stopped.
+func (m *moveOut) abandon(ctx context.Context, reason string) error {
+	m.feed(handover.Cancel{Reason: reason})
+	m.feed(handover.Abandon{Reason: reason})
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("worker %s is on its way to node %s: %w", m.spec.Name, m.toName, context.Cause(ctx))
+	}
+}
+
+// left takes a worker off this node, that runs elsewhere now.
+func (n *Node) left(m *moveOut, epoch uint64) {
+	n.dir.learn(entry{
+		ID: m.spec.ID, Name: m.spec.Name, Home: m.to, Epoch: epoch,
+		State: control.StateRunning, Module: m.spec.Module.String(),
+	}, n.id)
+	n.mu.Lock()
+	delete(n.workers, m.spec.ID)
+	delete(n.ended, m.spec.ID) // after a restart it was listed as in doubt
+	n.mu.Unlock()
+	if m.w == nil {
+		return
+	}
+	m.w.movedTo(m.to, epoch)
+	n.tasks.Go(func() {
+		// Its pages stay, as far as there is room: it may come back.
+		if _, err := m.pages.Keep(n.ctx, n.store); err != nil {
+			n.log.Debug("pages not kept", "worker", m.w.ID, "error", err)
+		}
+		m.closePages()
+		m.w.remark("worker moved to node %s", m.toName)
+		m.w.discard()
+	})
+}
+
+// lose ends a worker whose memory cannot be had.
+func (n *Node) lose(w *worker, s spec, epoch uint64, reason string) {
+	if w == nil {
+		n.bury(s, epoch, control.StateLost, reason)
+		return
+	}
+	w.mu.Lock()
+	w.epoch = epoch
+	w.mu.Unlock()
+	w.kill(control.StateLost, reason)
+}

@@ -1,0 +1,451 @@
+// Package node runs one meshnode: it owns every lifetime and introduces mesh,
+// pager and placement to each other.
+//
+// A [Node] takes part in one mesh (package mesh), is home to workers, each in
+// a process of its own (node/runner), and hands them over to other nodes
+// (node/handover). It answers the control API (node/control) on a unix socket
+// and, for workers at home here, over the mesh.
+//
+//	directory   who lives where, by gossip
+//	Sender      messages to a worker, once and in order
+//	inbox       the other end of that, at the worker's home
+//	worker      the loop that hands events to the runner
+//	moveOut     a worker leaves: the source of a hand-over
+//	moveIn      a worker arrives: the destination
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+	"meshnode/node/handover"
+	"meshnode/pager"
+)
+
+// Config says how a node runs. Its zero values take the defaults in brackets.
+type Config struct {
+	StateDir string // where everything the node must remember lives
+	Socket   string // control socket [StateDir/control.sock]
+
+	Listen    string   // UDP address of the mesh [:7946]
+	Advertise []string // endpoints told to the others [those of the interfaces]
+	Seeds     []string // endpoints to join through, besides those remembered
+	Name      string   // for people [the host's name]
+	Tier      mesh.Tier
+	Labels    map[string]string
+
+	MetricsAddr string // host:port of /metrics; empty means none
+	Interpreter bool   // run Wasm without compiling it
+
+	EventTimeout time.Duration   // the longest an event may take [10 s]
+	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
+	Move         handover.Params // waits of a move
+
+	Exe     string // the meshnode binary, run again as the runner [this one]
+	Version control.Version
+	Log     *slog.Logger
+}
+
+const (
+	defaultEventTimeout = 10 * time.Second
+	defaultDrainTimeout = 60 * time.Second
+	// The journal remembers where a worker went, for senders that ask late, for
+	// so long and so many.
+	journalAge     = 30 * 24 * time.Hour
+	journalRecords = 10_000
+	// recordInterval is how often a node looks at its load and free memory.
+	recordInterval = 5 * time.Second
+)
+
+// ErrRestart is what Run returns when the node has joined another mesh: make a
+// new Node and run that.
+var ErrRestart = errors.New("restart to take part in another mesh")
+
+// A Node is one member of a mesh. Make it with New, run it with Run, once.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	id      mesh.NodeID
+	started time.Time
+	support pager.Support
+
+	lock    *control.Lock
+	mesh    *mesh.Mesh
+	dir     *directory
+	modules modules
+	journal *handover.Journal
+	metrics *metrics
+	server  *control.Server
+	store   *pager.Store
+	// incarnation tells this run of the node from its earlier ones.
+	incarnation uint64
+
+	metricsListener net.Listener
+	controlListener net.Listener
+
+	// ctx is done when Run is to return; tasks are all goroutines that Run
+	// waits for. Both are set by Run before anything uses them.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	tasks  sync.WaitGroup
+
+	mu       sync.Mutex
+	workers  map[string]*worker // at home here, by id
+	ended    map[string]*worker // failed, lost: kept to be looked at
+	outgoing map[handover.MoveID]*moveOut
+	incoming map[handover.MoveID]*moveIn
+	reserved uint64 // bytes of memory limit promised to workers that are arriving
+}
+
+// New prepares a node: it founds a mesh if the state directory knows none,
+// binds the ports and reads the journal. Nothing runs until Run; if Run is not
+// called, Close releases what New took.
+func New(cfg Config) (n *Node, err error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Socket == "" {
+		cfg.Socket = filepath.Join(cfg.StateDir, control.SocketName)
+	}
+	if cfg.Name == "" {
+		if cfg.Name, err = os.Hostname(); err != nil {
+			return nil, fmt.Errorf("the node needs a name: %w", err)
+		}
+	}
+	if cfg.Tier == 0 {
+		cfg.Tier = mesh.Cloud
+	}
+	if cfg.EventTimeout == 0 {
+		cfg.EventTimeout = defaultEventTimeout
+	}
+	if cfg.DrainTimeout == 0 {
+		cfg.DrainTimeout = defaultDrainTimeout
+	}
+	if cfg.Move.DrainTimeout == 0 {
+		cfg.Move.DrainTimeout = cfg.DrainTimeout
+	}
+	n = &Node{
+		cfg: cfg, log: cfg.Log, started: time.Now(), support: pager.Probe(),
+		incarnation: handover.NewIncarnation(),
+		modules:     modules{dir: filepath.Join(cfg.StateDir, "modules")},
+		store:       pager.NewStore(storeBytes()),
+		workers:     make(map[string]*worker),
+		ended:       make(map[string]*worker),
+		outgoing:    make(map[handover.MoveID]*moveOut),
+		incoming:    make(map[handover.MoveID]*moveIn),
+	}
+	defer func() {
+		if err != nil {
+			n.Close()
+		}
+	}()
+	if n.lock, err = control.LockState(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(n.modules.dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := n.found(); err != nil {
+		return nil, err
+	}
+	n.dir = newDirectory(cfg.Log)
+	doc, err := n.capabilities()
+	if err != nil {
+		return nil, err
+	}
+	n.mesh, err = mesh.New(mesh.Config{
+		Dir: cfg.StateDir, Listen: cfg.Listen, Advertise: cfg.Advertise, Seeds: cfg.Seeds,
+		Record: mesh.Record{
+			Name: cfg.Name, Arch: goruntime.GOARCH, OS: goruntime.GOOS, Cores: uint16(goruntime.NumCPU()),
+			Engine: n.engine(), Paging: n.paging().Mode,
+		},
+		Document: doc, Log: cfg.Log, Directory: n.dir,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.id = n.mesh.ID()
+	n.dir.publish = func(b []byte) {
+		if err := n.mesh.Publish(b); err != nil {
+			n.log.Warn("worker entry not published", "error", err)
+		}
+	}
+	if n.journal, err = handover.OpenJournal(filepath.Join(cfg.StateDir, "journal.db")); err != nil {
+		return nil, err
+	}
+	if _, err := n.journal.Expire(time.Now().Add(-journalAge), journalRecords); err != nil {
+		return nil, err
+	}
+	n.metrics = newMetrics(n)
+	n.server = control.NewServer(control.ServerConfig{Backend: backend{n}, Log: cfg.Log, Version: cfg.Version})
+	if n.controlListener, err = control.Listen(cfg.Socket); err != nil {
+		return nil, err
+	}
+	if cfg.MetricsAddr != "" {
+		if n.metricsListener, err = net.Listen("tcp", cfg.MetricsAddr); err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+	}
+	return n, nil
+}
+
+// found makes this node the authority of a new mesh unless it is in one.
+func (n *Node) found() error {
+	in, err := mesh.HasMembership(n.cfg.StateDir)
+	if err != nil || in {
+		return err
+	}
+	m, err := mesh.Found(mesh.FoundConfig{Dir: n.cfg.StateDir, Tier: n.cfg.Tier})
+	if err != nil {
+		return err
+	}
+	n.log.Info("founded a mesh", "mesh", m.MeshID, "node", m.ID)
+	return nil
+}
+
+// Close releases what New took, for a node that is not run.
+func (n *Node) Close() error {
+	var errs []error
+	if n.metricsListener != nil {
+		errs = append(errs, n.metricsListener.Close())
+	}
+	if n.controlListener != nil {
+		errs = append(errs, n.controlListener.Close())
+	}
+	if n.journal != nil {
+		errs = append(errs, n.journal.Close())
+	}
+	if n.mesh != nil {
+		errs = append(errs, n.mesh.Close())
+	}
+	if n.lock != nil {
+		errs = append(errs, n.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// ID returns the node's id.
+func (n *Node) ID() mesh.NodeID { return n.id }
+
+// Addr returns the UDP address that the mesh is bound to.
+func (n *Node) Addr() net.Addr { return n.mesh.LocalAddr() }
+
+// Metrics returns the address of /metrics, empty if there is none.
+func (n *Node) Metrics() string {
+	if n.metricsListener == nil {
+		return ""
+	}
+	return n.metricsListener.Addr().String()
+}
+
+// Run takes part in the mesh until ctx is done or the node is told to leave.
+// The error is nil after an orderly end and ErrRestart after a join.
+func (n *Node) Run(ctx context.Context) error {
+	ctx, n.cancel = context.WithCancelCause(ctx)
+	defer n.cancel(nil)
+	// The mesh outlives everything else: workers that end say so through it.
+	meshCtx, stopMesh := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopMesh()
+	n.ctx = ctx
+
+	n.mesh.Handle(protoDeliver, func(ctx context.Context, s *mesh.Stream) { n.serveDeliver(ctx, s) })
+	n.mesh.Handle(protoModule, func(ctx context.Context, s *mesh.Stream) { n.serveModule(ctx, s) })
+	n.mesh.Handle(protoHandover, n.serveHandover)
+	n.mesh.Handle(protoDemand, n.servePages)
+	n.mesh.Handle(protoBulk, n.servePages)
+	n.mesh.Handle(protoControl, func(ctx context.Context, s *mesh.Stream) {
+		if err := n.server.ServePeer(ctx, s); err != nil {
+			n.log.Debug("request of a peer", "peer", s.Peer(), "error", err)
+		}
+	})
+
+	meshed := make(chan error, 1)
+	go func() {
+		err := n.mesh.Run(meshCtx)
+		n.cancel(err) // a mesh that ends by itself takes the node along
+		meshed <- err
+	}()
+
+	if err := n.recover(); err != nil {
+		n.cancel(err)
+	}
+
+	var g errgroup.Group
+	serve := func(f func() error) {
+		g.Go(func() error {
+			err := f()
+			n.cancel(err) // a server that ends by itself takes the node along
+			return err
+		})
+	}
+	serve(func() error { return n.server.Serve(ctx, n.controlListener) })
+	if n.metricsListener != nil {
+		serve(func() error { return serveHTTP(ctx, n.metricsListener, n.metrics.handler()) })
+	}
+	g.Go(func() error { n.keepRecord(ctx); return nil })
+
+	<-ctx.Done()
+	cause := context.Cause(ctx)
+
+	// In reverse order of start: first what serves requests, then the workers,
+	// which tell the mesh that they ended, then the mesh.
+	err := g.Wait()
+	n.endWorkers()
+	n.tasks.Wait()
+	stopMesh()
+	err = errors.Join(err, <-meshed, n.journal.Close(), n.lock.Close())
+	switch {
+	case errors.Is(cause, ErrRestart):
+		return ErrRestart
+	case errors.Is(cause, context.Canceled), errors.Is(cause, errLeft):
+		return err
+	}
+	return errors.Join(cause, err)
+}
+
+var errLeft = errors.New("the node has left its mesh")
+
+// serveHTTP serves h on l until ctx is done.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() }) // scrapes are repeated anyway
+	defer stop()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+func (n *Node) name() string { return n.cfg.Name }
+
+// nameOf returns a node's name, or its id where the name is not known.
+func (n *Node) nameOf(id mesh.NodeID) string {
+	if m, ok := n.mesh.Member(id); ok && m.Record.Name != "" {
+		return m.Record.Name
+	}
+	return string(id)
+}
+
+func (n *Node) engine() string {
+	if n.cfg.Interpreter || !true {
+		return "interpreter"
+	}
+	return "compiler"
+}
+
+func (n *Node) paging() control.Paging {
+	p := control.Paging{Mode: "userfaultfd", WriteTracking: "hash"}
+	if !n.support.Missing {
+		p.Mode, p.Reason = "copy", n.support.Reason
+	}
+	if n.support.Tracking() {
+		p.WriteTracking = "pagemap-scan"
+	}
+	return p
+}
+
+// capabilities returns the document that describes the node in full.
+func (n *Node) capabilities() ([]byte, error) {
+	total, _ := memory()
+	return json.Marshal(struct {
+		APIVersion  string            `json:"apiVersion"`
+		Kind        string            `json:"kind"`
+		OS          string            `json:"os"`
+		Arch        string            `json:"arch"`
+		Cores       int               `json:"cores"`
+		MemoryBytes uint64            `json:"memoryBytes,omitempty"`
+		PageBytes   int               `json:"pageBytes"`
+		Engine      string            `json:"engine"`
+		Paging      control.Paging    `json:"paging"`
+		Labels      map[string]string `json:"labels,omitempty"`
+		Version     string            `json:"version,omitempty"`
+	}{
+		control.APIVersion, "Capabilities", goruntime.GOOS, goruntime.GOARCH, goruntime.NumCPU(), total,
+		os.Getpagesize(), n.engine(), n.paging(), n.cfg.Labels, n.cfg.Version.Version,
+	})
+}
+
+// keepRecord keeps what gossip says of this node's load and memory true.
+func (n *Node) keepRecord(ctx context.Context) {
+	t := time.NewTicker(recordInterval)
+	defer t.Stop()
+	for {
+		_, free := memory()
+		load := loadPercent()
+		n.mesh.UpdateRecord(func(r *mesh.Record) {
+			// Small changes are not worth a round of gossip.
+			if mib := uint32(free >> 20); absDiff(mib, r.MemoryFree) > r.MemoryFree/16 {
+				r.MemoryFree = mib
+			}
+			if absDiff(uint32(load), uint32(r.Load)) >= 10 {
+				r.Load = load
+			}
+		})
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func absDiff(a, b uint32) uint32 { return max(a, b) - min(a, b) }
+
+// worker returns a worker at home here, or nil.
+func (n *Node) worker(id string) *worker {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.workers[id]
+}
+
+// locals returns the workers at home here, those that failed or were lost
+// included.
+func (n *Node) locals() []*worker {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	ws := make([]*worker, 0, len(n.workers)+len(n.ended))
+	for _, w := range n.workers {
+		ws = append(ws, w)
+	}
+	for _, w := range n.ended {
+		ws = append(ws, w)
+	}
+	return ws
+}
+
+// A stream is one to another node, or to this one.
+type stream interface {
+	io.ReadWriteCloser
+	SetReadDeadline(time.Time) error
+}
+
+// openStream opens a stream to a node, which may be this one.
+func (n *Node) openStream(ctx context.Context, to mesh.NodeID, protocol string, class mesh.Class) (stream, error) {
+	if to != n.id {
+		return n.mesh.Open(ctx, to, protocol, class)
+	}
+	if protocol != protoDeliver {
+		return nil, fmt.Errorf("a %s stream to this node itself", protocol)
+	}
+	near, far := net.Pipe()
+	n.tasks.Go(func() {
+		defer far.Close()
+		n.serveDeliver(n.ctx, far)
+	})
+	return near, nil
+}

@@ -1,0 +1,187 @@
+package node
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	crand "crypto/rand"
+
+	"meshnode/node/control"
+	"meshnode/node/runner"
+)
+
+// Limits of what a worker has sent and what has not arrived. At the limit the
+// worker gets no further events, so that the wait reaches its own senders.
+const (
+	outboxMessages = 256
+	outboxBytes    = 8 << 20
+	outboxTargets  = 256
+)
+
+// An outbox holds the messages that a worker has sent to other workers. Each
+// target has a Sender of its own, whose numbers travel in the image, so that
+// nothing is delivered twice however often either end moves. Safe for
+// concurrent use.
+type outbox struct {
+	node *Node
+	log  func(format string, args ...any) // into the worker's log
+
+	mu      sync.Mutex
+	targets map[string]*Sender // by the name that the worker used
+	running bool
+	room    chan struct{} // one token: something has arrived
+}
+
+func newOutbox(n *Node, log func(string, ...any)) *outbox {
+	return &outbox{node: n, log: log, targets: make(map[string]*Sender), room: make(chan struct{}, 1)}
+}
+
+// full reports whether the worker must wait before its next event.
+func (o *outbox) full() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	messages, bytes := 0, 0
+	for _, s := range o.targets {
+		m, b := s.backlog()
+		messages, bytes = messages+m, bytes+b
+	}
+	return messages >= outboxMessages || bytes >= outboxBytes || len(o.targets) >= outboxTargets
+}
+
+// add takes what an event has sent.
+func (o *outbox) add(sends []runner.Message) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, m := range sends {
+		s := o.targets[m.To]
+		if s == nil {
+			s = o.newTarget(m.To)
+			s.init(1)
+			crand.Read(s.id[:])
+			o.targets[m.To] = s
+			if o.running {
+				s.start()
+			}
+		}
+		s.add(m.Payload)
+	}
+}
+
+func (o *outbox) newTarget(name string) *Sender {
+	s := &Sender{node: o.node, name: name}
+	s.onReply = o.signal
+	s.onEnd = func(err error) { o.drop(s, err) }
+	return s
+}
+
+// drop forgets a target that cannot be reached any more and says so in the
+// log. The next message to that name looks for a new worker.
+func (o *outbox) drop(s *Sender, err error) {
+	o.mu.Lock()
+	if o.targets[s.name] == s {
+		delete(o.targets, s.name)
+	}
+	o.mu.Unlock()
+	if n, _ := s.backlog(); n > 0 {
+		o.log("%d messages to %s were not delivered: %v", n, s.name, err)
+	}
+	o.signal()
+}
+
+func (o *outbox) signal() {
+	select {
+	case o.room <- struct{}{}:
+	default:
+	}
+}
+
+// start lets messages leave; stop holds them and waits until none is on its
+// way, so that state is complete.
+func (o *outbox) start() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.running {
+		return
+	}
+	o.running = true
+	for _, s := range o.targets {
+		s.start()
+	}
+}
+
+func (o *outbox) stop() {
+	o.mu.Lock()
+	was := o.running
+	o.running = false
+	ss := make([]*Sender, 0, len(o.targets))
+	for _, s := range o.targets {
+		ss = append(ss, s)
+	}
+	o.mu.Unlock()
+	if !was {
+		return
+	}
+	for _, s := range ss {
+		s.halt()
+	}
+}
+
+// An outState is one target of an outbox in a worker's image.
+type outState struct {
+	Name    string           `cbor:"1,keyasint"`
+	Worker  string           `cbor:"2,keyasint,omitempty"` // id, once known
+	Sender  senderID         `cbor:"3,keyasint"`
+	Next    uint64           `cbor:"4,keyasint"`
+	Pending []deliverMessage `cbor:"5,keyasint,omitempty"`
+}
+
+// state returns a stopped outbox for the image, in order of name.
+func (o *outbox) state() []outState {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var out []outState
+	for name, s := range o.targets {
+		s.mu.Lock()
+		out = append(out, outState{
+			Name: name, Worker: s.worker, Sender: s.id, Next: s.next, Pending: slices.Clone(s.pending),
+		})
+		s.mu.Unlock()
+	}
+	slices.SortFunc(out, func(a, b outState) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// restore fills an empty outbox from an image; it does not start it.
+func (o *outbox) restore(out []outState) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, t := range out {
+		if o.targets[t.Name] != nil || !validName(t.Name) || t.Worker != "" && !validID(t.Worker) {
+			return fmt.Errorf("outgoing messages to %.40q are not valid", t.Name)
+		}
+		first := t.Next - uint64(len(t.Pending))
+		if t.Next == 0 || len(t.Pending) > outboxMessages+runner.MaxSends || first == 0 || first > t.Next {
+			return fmt.Errorf("outgoing messages to %s are misnumbered", t.Name)
+		}
+		s := o.newTarget(t.Name)
+		s.init(first)
+		s.worker, s.id, s.next, s.pending = t.Worker, t.Sender, t.Next, t.Pending
+		for i, m := range t.Pending {
+			if m.Seq != first+uint64(i) || len(m.Payload) > MaxPayload {
+				return fmt.Errorf("outgoing messages to %s are misnumbered", t.Name)
+			}
+			s.bytes += len(m.Payload)
+		}
+		o.targets[t.Name] = s
+	}
+	return nil
+}
+
+// logTo returns a function that puts a node's remark into a worker's log.
+func logTo(r *logRing, node, level string) func(string, ...any) {
+	return func(format string, args ...any) {
+		r.add(control.LogLine{Node: node, Level: level, Source: "node", Text: fmt.Sprintf(format, args...)})
+	}
+}

@@ -1,0 +1,124 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"meshnode/mesh"
+	"meshnode/node/runner"
+	"meshnode/pager"
+)
+
+// Streams of pages are dialled by the destination: one for what the worker
+// waits for, one for the rest, on connections of their own.
+const (
+	protoDemand = "demand"
+	protoBulk   = "bulk"
+)
+
+const (
+	wasmPage = runner.WasmPage
+	// maxStoreBytes bounds how much of the memory of workers that have left is
+	// kept, so that one that comes back finds it; a small machine keeps a
+	// sixteenth of its memory at most.
+	maxStoreBytes = 256 << 20
+)
+
+// storeBytes returns how much memory the store of pages may take.
+func storeBytes() int64 {
+	if total, _ := memory(); total > 0 {
+		return int64(min(maxStoreBytes, total/16))
+	}
+	return maxStoreBytes / 4
+}
+
+// region returns a runner's memory as the pager wants it.
+func region(r *runner.Runner) pager.Region {
+	m := r.Region()
+	return pager.Region{Data: m.Data, PID: m.PID, Base: m.Base, UFFD: m.UFFD, File: m.File}
+}
+
+// frozenPages makes what serves a frozen worker's pages, and its page table as
+// it travels. The names of pages are computed as they are sent, not now: now
+// the worker stands still.
+func (n *Node) frozenPages(w *worker, epoch uint64, size int64, recent []pager.Run) (*pager.Source, []byte, error) {
+	r := region(w.runner)
+	t := pager.NewTable(int(size / pager.PageSize))
+	if r.File != nil {
+		zero, err := pager.ZeroRuns(r.File, size)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, run := range zero {
+			t.Set(run, pager.Zero)
+		}
+	}
+	s, err := pager.NewSource(pager.SourceConfig{
+		Worker: w.ID, Epoch: epoch, Memory: r.Data[:size], Table: t, Recent: recent, Log: n.log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, t.Append(nil), nil
+}
+
+// servePages answers a destination that fetches pages, on either stream.
+func (n *Node) servePages(ctx context.Context, s *mesh.Stream) {
+	hello, err := pager.ReadHello(s)
+	if err != nil {
+		n.log.Debug("page stream without a hello", "peer", s.Peer(), "error", err)
+		return
+	}
+	var src *pager.Source
+	n.mu.Lock()
+	for _, m := range n.outgoing {
+		if m.spec.ID == hello.Worker && m.to == s.Peer() {
+			src = m.serving()
+		}
+	}
+	n.mu.Unlock()
+	if src == nil {
+		err := pager.Refuse(s, pager.CodeGone, fmt.Sprintf("node %s does not hold the worker's memory (any more)", n.name()))
+		n.log.Info("page stream refused", "worker", hello.Worker, "peer", s.Peer(), "error", err)
+		return
+	}
+	if err := src.Serve(ctx, hello, s); err != nil {
+		n.log.Debug("page stream ended", "worker", hello.Worker, "peer", s.Peer(), "error", err)
+	}
+}
+
+// newSink makes what takes a worker's pages.
+func (m *moveIn) newSink(table []byte, size int64) (*pager.Sink, error) {
+	t, rest, err := pager.ParseTable(table, int(size/pager.PageSize))
+	if err != nil {
+		return nil, fmt.Errorf("page table: %w", err)
+	}
+	if len(rest) > 0 {
+		return nil, fmt.Errorf("page table: %d bytes too many", len(rest))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sink, err = pager.NewSink(pager.SinkConfig{
+		Worker: m.offer.Worker, Epoch: m.offer.Epoch, Region: region(m.runner), Size: size,
+		Table: t, Store: m.n.store, Log: m.n.log,
+		// The machine decides when a path has been broken for too long; this
+		// is for one that breaks only for pages.
+		PathLimit: 2 * m.n.cfg.DrainTimeout,
+	})
+	return m.sink, err
+}
+
+// A dialer opens streams to a source of pages.
+type dialer struct {
+	n  *Node
+	to mesh.NodeID
+}
+
+func (d dialer) Demand(ctx context.Context) (io.ReadWriteCloser, error) {
+	return d.n.mesh.Open(ctx, d.to, protoDemand, mesh.Urgent)
+}
+
+func (d dialer) Bulk(ctx context.Context) (io.ReadWriteCloser, error) {
+	return d.n.mesh.Open(ctx, d.to, protoBulk, mesh.Bulk)
+}

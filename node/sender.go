@@ -1,0 +1,425 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	crand "crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+)
+
+// A Sender sends messages to one worker, wherever it lives and however often it
+// moves: each is processed once, in the order of Send, and each has its reply,
+// in the same order. It keeps what has no reply yet and sends it again on every
+// new connection; the worker's home knows repetitions by their numbers.
+//
+// Send and Recv may be called concurrently with each other.
+type Sender struct {
+	node *Node
+	name string // of the worker; looked up where worker is not known yet
+	id   senderID
+	// onReply is called for every reply instead of keeping it for Recv, and
+	// onEnd with the reason when no more replies will come. Both may be nil.
+	onReply func()
+	onEnd   func(error)
+
+	mu      sync.Mutex
+	worker  string           // id
+	pending []deliverMessage // sent or to be sent, no reply yet; in order
+	bytes   int              // payload bytes in pending
+	next    uint64           // the number of the next message
+	acked   uint64           // all replies up to here have arrived
+	replies []reply          // arrived, and not yet taken by Recv
+	err     error            // no more replies will come
+	changed chan struct{}    // closed and replaced at every change of the above
+
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+}
+
+// senderBytes bounds the payload bytes that one sender keeps for sending again.
+const senderBytes = 4 << 20
+
+var (
+	errClosed = errors.New("sender closed") // by its owner, for good
+	errHalted = errors.New("sender halted") // to be started again, perhaps elsewhere
+)
+
+// nameWait is how long messages to a name that no worker has are kept.
+const nameWait = 30 * time.Second
+
+// newSender starts a sender to the worker with that id. Close ends it.
+func (n *Node) newSender(worker string) *Sender {
+	s := &Sender{node: n, worker: worker}
+	crand.Read(s.id[:])
+	s.init(1)
+	s.start()
+	return s
+}
+
+// init makes a sender whose first message has that number.
+func (s *Sender) init(first uint64) {
+	s.next, s.acked = first, first-1
+	s.changed = make(chan struct{})
+}
+
+// start begins to deliver. After halt it may be called again.
+func (s *Sender) start() {
+	ctx, cancel := context.WithCancelCause(s.node.ctx)
+	s.cancel, s.done = cancel, make(chan struct{})
+	s.node.tasks.Go(func() {
+		defer close(s.done)
+		err := s.run(ctx)
+		if errors.Is(err, errHalted) {
+			return
+		}
+		s.mu.Lock()
+		s.err = err
+		s.changedLocked()
+		s.mu.Unlock()
+		if s.onEnd != nil {
+			s.onEnd(err)
+		}
+	})
+}
+
+// Close ends the sender. Messages without a reply may or may not have been
+// processed.
+func (s *Sender) Close() {
+	s.cancel(errClosed)
+	<-s.done
+}
+
+// halt stops delivering and keeps what has no reply yet.
+func (s *Sender) halt() {
+	s.cancel(errHalted)
+	<-s.done
+}
+
+// backlog returns how much has no reply yet.
+func (s *Sender) backlog() (messages, bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.pending), s.bytes
+}
+
+// add queues a message that wants no answer, without regard to the window: the
+// outbox has its own.
+func (s *Sender) add(payload []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.addLocked(false, payload)
+}
+
+func (s *Sender) changedLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Send queues a message and waits while the window is full. The error is the
+// reason why the worker cannot be reached any more, or ctx's. The payload must
+// not be changed afterwards.
+func (s *Sender) Send(ctx context.Context, call bool, payload []byte) error {
+	if len(payload) > MaxPayload {
+		return errPayload(len(payload))
+	}
+	for {
+		s.mu.Lock()
+		if s.err != nil {
+			s.mu.Unlock()
+			return s.err
+		}
+		if s.roomLocked(len(payload)) {
+			s.addLocked(call, payload)
+			s.mu.Unlock()
+			return nil
+		}
+		changed := s.changed
+		s.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// roomLocked reports whether a message of n bytes fits the window. Replies that
+// nobody has taken count: a client that does not read is not sent for.
+func (s *Sender) roomLocked(n int) bool {
+	return len(s.pending)+len(s.replies) < senderWindow && (s.bytes == 0 || s.bytes+n <= senderBytes)
+}
+
+func (s *Sender) addLocked(call bool, payload []byte) {
+	s.pending = append(s.pending, deliverMessage{Seq: s.next, Call: call, Payload: payload})
+	s.bytes += len(payload)
+	s.next++
+	s.changedLocked()
+}
+
+// Recv waits for the next reply. After the last one it returns the reason why
+// no more come.
+func (s *Sender) Recv(ctx context.Context) (reply, error) {
+	for {
+		s.mu.Lock()
+		if len(s.replies) > 0 {
+			r := s.replies[0]
+			s.replies = slices.Delete(s.replies, 0, 1)
+			s.changedLocked()
+			s.mu.Unlock()
+			return r, nil
+		}
+		err, changed := s.err, s.changed
+		s.mu.Unlock()
+		if err != nil {
+			return reply{}, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return reply{}, context.Cause(ctx)
+		}
+	}
+}
+
+// run connects to the worker's home, again and again, until ctx ends or the
+// worker has.
+func (s *Sender) run(ctx context.Context) error {
+	if err := s.lookup(ctx); err != nil {
+		return err
+	}
+	var hint deliverMoved // where a home said the worker went
+	wait := retryWait{min: 5 * time.Millisecond, max: time.Second}
+	for {
+		// The watch is taken first, so that a change between the look and the
+		// wait ends the wait.
+		changed := s.node.dir.watch()
+		home, err := s.home(hint)
+		if err != nil {
+			return err
+		}
+		moved, welcome, err := s.converse(ctx, home)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.As(err, new(*endedError)):
+			return err
+		case moved.To != "" && moved.Epoch > hint.Epoch:
+			hint = moved
+			wait.reset()
+			continue // at once: this is the gap that a client sees
+		}
+		if welcome {
+			wait.reset()
+		} else {
+			// The hint led nowhere; what gossip says is as good.
+			s.node.log.Debug("worker not reached", "worker", s.worker, "home", home, "error", err)
+		}
+		if !wait.pause(ctx, changed) {
+			return context.Cause(ctx)
+		}
+		if !welcome && wait.tries > 3 {
+			hint = deliverMoved{}
+		}
+	}
+}
+
+// lookup finds out which worker the name means.
+func (s *Sender) lookup(ctx context.Context) error {
+	if s.worker != "" {
+		return nil
+	}
+	deadline := time.NewTimer(nameWait)
+	defer deadline.Stop()
+	for {
+		changed := s.node.dir.watch()
+		e, err := s.node.dir.find(s.name)
+		if err == nil {
+			s.mu.Lock()
+			s.worker = e.ID
+			s.mu.Unlock()
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-deadline.C:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// home says where to look for the worker: what the directory knows, unless a
+// home has since said better.
+func (s *Sender) home(hint deliverMoved) (mesh.NodeID, error) {
+	e, ok := s.node.dir.get(s.worker)
+	switch {
+	case ok && ended(e.State):
+		return "", &endedError{worker: e.Name, state: e.State, reason: e.Reason}
+	case hint.To != "" && (!ok || hint.Epoch > e.Epoch):
+		return hint.To, nil
+	case ok:
+		return e.Home, nil
+	}
+	return "", &endedError{worker: s.worker, state: control.StateStopped}
+}
+
+// converse holds one connection to a home until it breaks. welcome says that
+// the home serves this sender.
+func (s *Sender) converse(ctx context.Context, home mesh.NodeID) (moved deliverMoved, welcome bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	st, err := s.node.openStream(ctx, home, protoDeliver, mesh.Urgent)
+	if err != nil {
+		return moved, false, err
+	}
+	defer st.Close()
+	stop := context.AfterFunc(ctx, func() { interrupt(st) })
+	defer stop()
+
+	s.mu.Lock()
+	sent := s.acked // the last number written to this stream
+	s.mu.Unlock()
+	hello := &deliverHello{Worker: s.worker, Sender: s.id, Base: sent + 1}
+	if err := mesh.WriteMessage(st, deliverFrame{Hello: hello}); err != nil {
+		return moved, false, err
+	}
+	written := make(chan error, 1)
+	go func() {
+		err := s.write(ctx, st, sent)
+		cancel()
+		written <- err
+	}()
+	moved, welcome, err = s.read(st)
+	// A closed sender says goodbye on its way out (in write), so that the home
+	// forgets it at once.
+	cancel()
+	if werr := <-written; err == nil || errors.Is(err, io.EOF) {
+		err = errors.Join(err, werr)
+	}
+	return moved, welcome, err
+}
+
+func bySeq(m deliverMessage, seq uint64) int { return cmp.Compare(m.Seq, seq) }
+
+func (s *Sender) write(ctx context.Context, st io.Writer, sent uint64) error {
+	for {
+		s.mu.Lock()
+		changed := s.changed
+		i, _ := slices.BinarySearchFunc(s.pending, sent+1, bySeq)
+		// The window is the home's too: it reads no further than that, and it
+		// learns what has arrived only from the messages.
+		acked := s.acked
+		j, _ := slices.BinarySearchFunc(s.pending, acked+senderWindow+1, bySeq)
+		batch := slices.Clone(s.pending[i:max(i, j)])
+		s.mu.Unlock()
+		for i := range batch {
+			batch[i].Acked = acked
+			if err := mesh.WriteMessage(st, deliverFrame{Message: &batch[i]}); err != nil {
+				return err
+			}
+			sent = batch[i].Seq
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), errClosed) {
+				return mesh.WriteMessage(st, deliverFrame{Bye: &deliverBye{}})
+			}
+			return nil
+		}
+	}
+}
+
+func (s *Sender) read(st io.Reader) (moved deliverMoved, welcome bool, err error) {
+	for {
+		var f deliverFrame
+		if err := mesh.ReadMessage(st, maxDeliverFrame, &f); err != nil {
+			return moved, welcome, err
+		}
+		switch {
+		case f.Welcome != nil:
+			welcome = true
+		case f.Reply != nil:
+			s.arrived(*f.Reply)
+		case f.Moved != nil:
+			return *f.Moved, welcome, nil
+		case f.Ended != nil:
+			name := s.worker
+			if e, ok := s.node.dir.get(s.worker); ok {
+				name = e.Name
+			}
+			return moved, welcome, &endedError{worker: name, state: f.Ended.State, reason: f.Ended.Reason}
+		case f.Refused != nil:
+			return moved, false, fmt.Errorf("refused: %s", f.Refused.Reason)
+		default:
+			return moved, welcome, errors.New("an empty frame")
+		}
+	}
+}
+
+// arrived takes a reply. One that was had before, on an earlier connection, is
+// dropped; they come in order on each.
+func (s *Sender) arrived(r reply) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pending) == 0 || r.Seq != s.pending[0].Seq {
+		return
+	}
+	s.bytes -= len(s.pending[0].Payload)
+	s.pending = slices.Delete(s.pending, 0, 1)
+	s.acked = r.Seq
+	if s.onReply != nil {
+		s.onReply()
+	} else {
+		s.replies = append(s.replies, r)
+	}
+	s.changedLocked()
+}
+
+// An endedError means that the worker runs nowhere any more.
+type endedError struct {
+	worker string
+	state  string
+	reason string
+}
+
+func (e *endedError) Error() string {
+	if e.reason == "" {
+		return fmt.Sprintf("worker %s is %s", e.worker, e.state)
+	}
+	return fmt.Sprintf("worker %s is %s: %s", e.worker, e.state, e.reason)
+}
+
+// A retryWait paces attempts: exponential, with jitter, so that many waiting
+// for one thing do not come all at once.
+type retryWait struct {
+	min, max time.Duration
+	tries    int
+}
+
+func (w *retryWait) reset() { w.tries = 0 }
+
+// pause waits for the next turn, or until early is closed. It reports whether
+// ctx still stands.
+func (w *retryWait) pause(ctx context.Context, early <-chan struct{}) bool {
+	d := min(w.max, w.min<<min(w.tries, 20))
+	w.tries++
+	t := time.NewTimer(d/2 + rand.N(d/2+1))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-early:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}

@@ -1,0 +1,417 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+	"meshnode/node/runner"
+	"meshnode/pager"
+)
+
+// A spec is what a worker was started with. It never changes and travels in
+// the image.
+type spec struct {
+	ID          string     `cbor:"1,keyasint"`
+	Name        string     `cbor:"2,keyasint"`
+	Module      pager.Hash `cbor:"3,keyasint"` // BLAKE3 of the module as it was given
+	ModuleBytes int64      `cbor:"4,keyasint"`
+	MemoryLimit uint64     `cbor:"5,keyasint"` // bytes
+	Args        []string   `cbor:"6,keyasint,omitempty"`
+	Env         []string   `cbor:"7,keyasint,omitempty"`
+	Created     int64      `cbor:"8,keyasint"` // Unix nanoseconds at the node that made it
+}
+
+// A worker is one worker at home on this node. Its loop goroutine owns the
+// runner and the timers and handles one event at a time; everything else
+// reaches them through do.
+type worker struct {
+	spec
+	node   *Node
+	inbox  *inbox
+	outbox *outbox
+	logs   *logRing
+
+	// Owned by the loop.
+	runner *runner.Runner
+	timers timers
+	frozen bool // for a hand-over
+	paused bool // by the user
+
+	requests chan func()
+	ended    chan struct{} // closed when the loop has returned
+	cancel   context.CancelCauseFunc
+
+	mu     sync.Mutex
+	epoch  uint64
+	state  string
+	reason string
+	since  time.Time
+	events uint64
+	memory uint64 // bytes of linear memory
+	move   *moveOut
+	// gated is set until this node's ownership is on disk: until then nothing
+	// that the worker says leaves the node.
+	gated bool
+	// draining is set while pages are still to come. An event may then wait
+	// for the network for as long as the drain is allowed to take.
+	draining bool
+}
+
+// newWorker makes a worker around a runner. It runs once start is called.
+func (n *Node) newWorker(s spec, epoch uint64, r *runner.Runner, logs *logRing) *worker {
+	w := &worker{
+		spec: s, node: n, inbox: newInbox(), logs: logs, runner: r,
+		requests: make(chan func()), ended: make(chan struct{}),
+		epoch: epoch, state: control.StateStarting, since: time.Now(),
+	}
+	w.outbox = newOutbox(n, w.remark)
+	return w
+}
+
+// remark puts a line from the node into the worker's log.
+func (w *worker) remark(format string, args ...any) {
+	logTo(w.logs, w.node.name(), "info")(format, args...)
+}
+
+// start runs the loop until the worker ends or leaves.
+func (w *worker) start() {
+	ctx, cancel := context.WithCancelCause(w.node.ctx)
+	w.cancel = cancel
+	w.node.tasks.Go(func() {
+		defer close(w.ended)
+		defer cancel(nil)
+		w.loop(ctx)
+	})
+}
+
+// errGone means that the worker's loop has ended: it left or it stopped.
+var errGone = errors.New("the worker is not here any more")
+
+// do runs f on the worker's loop, between two events.
+func (w *worker) do(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	select {
+	case w.requests <- func() { defer close(done); f() }:
+	case <-w.ended:
+		return errGone
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	<-done
+	return nil
+}
+
+func (w *worker) loop(ctx context.Context) {
+	alarm := time.NewTimer(0)
+	defer alarm.Stop()
+	for {
+		var ready <-chan struct{}
+		var due <-chan time.Time
+		if !w.frozen && !w.paused && !w.outbox.full() {
+			ready = w.inbox.ready
+			if _, at, ok := w.timers.next(); ok {
+				alarm.Reset(time.Until(at))
+				due = alarm.C
+			}
+		}
+		var err error
+		select {
+		case f := <-w.requests:
+			f()
+		case <-ready:
+			if m := w.inbox.pop(); m != nil {
+				err = w.message(ctx, m)
+			}
+		case <-due:
+			err = w.timer(ctx)
+		case <-w.outbox.room:
+		case <-w.runner.Done():
+			err = w.runner.Err()
+		case <-ctx.Done():
+			return
+		}
+		if err != nil && ctx.Err() == nil {
+			w.fail(err)
+			return
+		}
+	}
+}
+
+func (w *worker) message(ctx context.Context, m *message) error {
+	ev := runner.Event{Kind: runner.Send, ID: m.seq, Payload: m.payload}
+	if m.call {
+		ev.Kind = runner.Call
+	}
+	eff, err := w.handle(ctx, ev)
+	if err != nil {
+		return err
+	}
+	w.inbox.done(m, reply{Status: eff.Status, Payload: eff.Reply})
+	return nil
+}
+
+func (w *worker) timer(ctx context.Context) error {
+	id, at, ok := w.timers.next()
+	now := time.Now()
+	if !ok || now.Before(at) {
+		return nil
+	}
+	w.timers.fired(id, now)
+	_, err := w.handle(ctx, runner.Event{Kind: runner.Timer, ID: id})
+	return err
+}
+
+// handle runs one event and takes what it did: an event that traps has done
+// nothing.
+func (w *worker) handle(ctx context.Context, ev runner.Event) (runner.Effects, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	limit := w.node.cfg.EventTimeout
+	var overdue *time.Timer
+	overdue = time.AfterFunc(limit, func() {
+		if w.isDraining() {
+			// It may be waiting for a page, which the drain's own limit ends.
+			overdue.Reset(limit)
+			return
+		}
+		cancel(errOverdue)
+	})
+	defer overdue.Stop()
+
+	started := time.Now()
+	eff, err := w.runner.Call(ctx, ev)
+	if err != nil {
+		if errors.Is(context.Cause(ctx), errOverdue) {
+			err = fmt.Errorf("an event ran longer than the limit of %v", limit)
+		}
+		return eff, err
+	}
+	w.node.metrics.event(time.Since(started))
+	w.timers.apply(eff.Timers, time.Now())
+	if len(eff.Sends) > 0 {
+		w.outbox.add(eff.Sends)
+	}
+	w.mu.Lock()
+	w.events++
+	w.memory = uint64(eff.Pages) * runner.WasmPage
+	w.mu.Unlock()
+	return eff, nil
+}
+
+var errOverdue = errors.New("event overdue")
+
+func (w *worker) isDraining() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.draining
+}
+
+// fail ends a worker that cannot go on. It is called on the loop.
+func (w *worker) fail(err error) {
+	reason := err.Error()
+	state := control.StateFailed
+	var lost *lostError
+	if errors.As(err, &lost) {
+		state, reason = control.StateLost, lost.reason
+	}
+	w.node.log.Warn("worker ended", "worker", w.ID, "name", w.Name, "state", state, "reason", reason)
+	w.remark("worker %s: %s", state, reason)
+	w.finish(state, reason)
+}
+
+// A lostError ends a worker whose memory cannot be had.
+type lostError struct{ reason string }
+
+func (e *lostError) Error() string { return "lost: " + e.reason }
+
+// finish ends the worker in that state, for good. It is called on the loop, or
+// after it has returned.
+func (w *worker) finish(state, reason string) {
+	w.setState(state, reason)
+	if w.runner != nil {
+		w.runner.Close()
+	}
+	w.outbox.stop()
+	w.inbox.close(deliverFrame{Ended: &deliverEnded{State: state, Reason: reason}})
+	w.logs.end()
+	w.node.workerEnded(w, state, reason)
+}
+
+// kill ends a worker from outside its loop, even in the middle of an event.
+func (w *worker) kill(state, reason string) {
+	w.cancel(errGone)
+	if w.runner != nil {
+		w.runner.Kill()
+	}
+	<-w.ended
+	w.finish(state, reason)
+}
+
+// setState sets what the mesh sees of the worker.
+func (w *worker) setState(state, reason string) {
+	w.mu.Lock()
+	w.state, w.reason, w.since = state, reason, time.Now()
+	w.mu.Unlock()
+	w.announce()
+}
+
+// announce tells the mesh where the worker is and how it fares.
+func (w *worker) announce() {
+	w.mu.Lock()
+	if w.gated {
+		w.mu.Unlock()
+		return
+	}
+	e := entry{
+		ID: w.ID, Name: w.Name, Home: w.node.id, Epoch: w.epoch, State: w.state,
+		Module: w.Module.String(), Reason: w.reason,
+	}
+	w.mu.Unlock()
+	w.node.dir.set(e, time.Now())
+}
+
+func (w *worker) epochNow() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.epoch
+}
+
+// halt and run stop and continue timers and events for one of two reasons:
+// the user's pause or a hand-over's freeze. They are called on the loop.
+func (w *worker) halt(why *bool) {
+	*why = true
+	w.timers.halt(time.Now())
+}
+
+func (w *worker) run(why *bool) {
+	*why = false
+	if !w.frozen && !w.paused {
+		w.timers.run(time.Now())
+		w.inbox.wake()
+	}
+}
+
+// freeze stops the worker after the event it is in and returns its image, all
+// but the memory, which stays as it is until thaw.
+func (w *worker) freeze(ctx context.Context) (img image, at time.Time, err error) {
+	derr := w.do(ctx, func() {
+		at = time.Now()
+		w.halt(&w.frozen)
+		w.outbox.stop()
+		img, err = w.image(ctx)
+		if err != nil {
+			w.thawLocked()
+		}
+	})
+	return img, at, errors.Join(derr, err)
+}
+
+// thaw lets a frozen worker go on here, as the owner of epoch.
+func (w *worker) thaw(ctx context.Context, epoch uint64) error {
+	return w.do(ctx, func() {
+		w.mu.Lock()
+		w.epoch = epoch
+		w.mu.Unlock()
+		w.thawLocked()
+	})
+}
+
+func (w *worker) thawLocked() {
+	w.inbox.reopen()
+	w.outbox.start()
+	w.run(&w.frozen)
+}
+
+func (w *worker) image(ctx context.Context) (image, error) {
+	st, err := w.runner.State(ctx)
+	if err != nil {
+		return image{}, err
+	}
+	w.mu.Lock()
+	events := w.events
+	w.mu.Unlock()
+	return image{
+		Spec: w.spec, State: st, Timers: w.timers.state(),
+		Senders: w.inbox.cursors(), Outbox: w.outbox.state(),
+		Events: events, Paused: w.paused,
+	}, nil
+}
+
+// pause and resume are the user's.
+func (w *worker) pause(ctx context.Context) error {
+	return w.do(ctx, func() { w.halt(&w.paused); w.shown() })
+}
+
+func (w *worker) resume(ctx context.Context) error {
+	return w.do(ctx, func() { w.run(&w.paused); w.shown() })
+}
+
+// shown sets the state that the worker has when no move is under way. It is
+// called on the loop.
+func (w *worker) shown() {
+	switch {
+	case w.moving() != nil:
+	case w.isDraining():
+		w.setState(control.StateDraining, "")
+	case w.paused:
+		w.setState(control.StatePaused, "")
+	default:
+		w.setState(control.StateRunning, "")
+	}
+}
+
+func (w *worker) moving() *moveOut {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.move
+}
+
+// describe returns what the control API shows of the worker.
+func (w *worker) describe() control.Worker {
+	senders, waiting := w.inbox.depth()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := control.Worker{
+		ID: w.ID, Name: w.Name, Module: w.Module.String(),
+		Home: string(w.node.id), HomeName: w.node.name(), Epoch: w.epoch,
+		State: w.state, Reason: w.reason, MemoryBytes: w.memory, MemoryLimit: w.MemoryLimit,
+		Events: w.events, Senders: senders, Inbox: waiting,
+		Since: w.since, Created: time.Unix(0, w.Created),
+	}
+	if m := w.move; m != nil {
+		c.Phase, c.MoveTo = m.phase(), m.toName
+	}
+	return c
+}
+
+// movedTo sends the worker's senders to another node.
+func (w *worker) movedTo(to mesh.NodeID, epoch uint64) {
+	w.inbox.close(deliverFrame{Moved: &deliverMoved{To: to, Epoch: epoch}})
+}
+
+// discard ends the worker here without a word to anyone.
+func (w *worker) discard() {
+	w.cancel(errGone)
+	w.runner.Kill()
+	<-w.ended
+	w.runner.Close()
+	w.outbox.stop()
+	w.inbox.close(deliverFrame{Refused: &deliverRefused{Gone: true}})
+	w.logs.end()
+}
+
+// release lets out what the worker has said since it resumed here, and tells
+// the mesh that it is here.
+func (w *worker) release() {
+	w.mu.Lock()
+	w.gated = false
+	w.mu.Unlock()
+	w.inbox.release()
+	w.outbox.start()
+	w.announce()
+}
