@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// completeTimeout bounds how long a shell waits for names after a tab.
+const completeTimeout = time.Second
+
+type completer = func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective)
+
+// completeNodes offers the names of nodes for the first argument.
+func (a *app) completeNodes(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.nodeNames(cmd)
+}
+
+// completeNodeFlag offers them for a flag.
+func (a *app) completeNodeFlag(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.nodeNames(cmd)
+}
+
+func (a *app) nodeNames(cmd *cobra.Command) ([]cobra.Completion, cobra.ShellCompDirective) {
+	ctx, cancel, ok := a.completing(cmd)
+	if !ok {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	defer cancel()
+	c := a.client()
+	defer c.Close()
+	nodes, err := c.Nodes(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []cobra.Completion
+	for _, n := range nodes {
+		out = append(out, cobra.CompletionWithDesc(n.Name, n.Tier+", "+n.State))
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeWorkers offers the names of workers for the first argument.
+func (a *app) completeWorkers(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel, ok := a.completing(cmd)
+	if !ok {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	defer cancel()
+	c := a.client()
+	defer c.Close()
+	workers, err := c.Workers(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []cobra.Completion
+	for _, w := range workers {
+		out = append(out, cobra.CompletionWithDesc(w.Name, w.State+" on "+w.HomeName))
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completing prepares a completion: it runs in place of a command, before
+// which the flags have been read and nothing else.
+func (a *app) completing(cmd *cobra.Command) (context.Context, context.CancelFunc, bool) {
+	if a.locate() != nil {
+		return nil, nil, false
+	}
+	parent := cmd.Context()
+	if parent == nil {
+		parent = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(parent, completeTimeout)
+	return ctx, cancel, true
+}
+
+func noFiles(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveNoFileComp
+}
+
+var _ completer = noFiles

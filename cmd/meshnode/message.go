@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"meshnode/node/control"
+)
+
+// payload takes a message's payload from the arguments after the worker's
+// name: words joined by spaces, or standard input for "-".
+func (a *app) payload(words []string) ([]byte, error) {
+	if len(words) == 1 && words[0] == "-" {
+		b, err := io.ReadAll(io.LimitReader(a.stdin, control.MaxPayloadBytes+1))
+		if err != nil {
+			return nil, usagef("read the payload: %s", err)
+		}
+		if len(b) > control.MaxPayloadBytes {
+			return nil, usagef("payload is over the limit of %s", size(control.MaxPayloadBytes))
+		}
+		return b, nil
+	}
+	return []byte(strings.Join(words, " ")), nil
+}
+
+// messageArgs wants a worker and any number of words.
+func (a *app) messageArgs(cmd *cobra.Command, args []string) error {
+	return a.args(workerArg)(cmd, args[:min(1, len(args))])
+}
+
+func (a *app) workerCallCommand() *cobra.Command {
+	timeout := durationValue{d: requestTimeout}
+	cmd := a.outputFlag(&cobra.Command{
+		Use:   "call NAME [PAYLOAD|-]",
+		Short: "Send a worker a message and print its reply",
+		Long: `call sends a worker a message and writes the reply to standard output as it is.
+Several words are one payload, joined by spaces; - reads it from standard
+input. A worker that reports an error code ends call with exit code 1.`,
+		Args:              a.messageArgs,
+		ValidArgsFunction: a.completeWorkers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			body, err := a.payload(args[1:])
+			if err != nil {
+				return err
+			}
+			ctx, cancel := withTimeout(cmd.Context(), timeout.d, "call "+args[0])
+			defer cancel()
+			c := a.client()
+			defer c.Close()
+			begin := time.Now()
+			r, err := c.Call(ctx, args[0], body)
+			if err != nil {
+				return err
+			}
+			if err := a.printReply(args[0], r, time.Since(begin), false); err != nil {
+				return err
+			}
+			if r.Status != 0 {
+				return statusError(args[0], r.Status)
+			}
+			return nil
+		},
+	})
+	cmd.Flags().Var(&timeout, "timeout", "how long to wait for the reply")
+	return cmd
+}
+
+func statusError(worker string, status int32) error {
+	return &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("%s returned the error code %d", worker, status)}
+}
+
+// printReply writes a reply's bytes as they are, with an end of line where
+// lines are wanted or a person is looking.
+func (a *app) printReply(worker string, r control.Reply, rtt time.Duration, line bool) error {
+	if a.format.value == "json" {
+		d := control.CallResult{Worker: worker, Status: r.Status, Bytes: len(r.Payload), RTTMs: control.Millis(rtt)}
+		if utf8.Valid(r.Payload) {
+			d.Payload = string(r.Payload)
+		} else {
+			d.PayloadBase64 = base64.StdEncoding.EncodeToString(r.Payload)
+		}
+		return control.Encode(a.stdout, &d)
+	}
+	if _, err := a.stdout.Write(r.Payload); err != nil {
+		return err
+	}
+	_, tty := terminal(a.stdout)
+	if line || tty && len(r.Payload) > 0 && r.Payload[len(r.Payload)-1] != '\n' {
+		_, err := io.WriteString(a.stdout, "\n")
+		return err
+	}
+	return nil
+}
+
+func (a *app) workerSendCommand() *cobra.Command {
+	timeout := durationValue{d: requestTimeout}
+	cmd := &cobra.Command{
+		Use:   "send NAME [PAYLOAD|-]",
+		Short: "Send a worker a message without waiting for what it does",
+		Long: `send puts a message into a worker's inbox and returns once it is there. Several
+words are one payload, joined by spaces; - reads it from standard input.`,
+		Args:              a.messageArgs,
+		ValidArgsFunction: a.completeWorkers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			body, err := a.payload(args[1:])
+			if err != nil {
+				return err
+			}
+			ctx, cancel := withTimeout(cmd.Context(), timeout.d, "send to "+args[0])
+			defer cancel()
+			c := a.client()
+			defer c.Close()
+			return c.Send(ctx, args[0], body)
+		},
+	}
+	cmd.Flags().Var(&timeout, "timeout", "how long to wait until it is delivered")
+	return cmd
+}
+
+func (a *app) workerAttachCommand() *cobra.Command {
+	return a.outputFlag(&cobra.Command{
+		Use:   "attach NAME",
+		Short: "Talk to a worker: each line in is a call, each line out its reply",
+		Long: `attach sends each line of standard input to a worker as a call and writes each
+reply as a line, in the same order, without waiting for one before it sends the
+next. It stays with the worker wherever it moves, and ends with standard input,
+after the last reply.`,
+		Args:              a.args(workerArg),
+		ValidArgsFunction: a.completeWorkers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c := a.client()
+			defer c.Close()
+			ctx, cancel := context.WithCancel(cmd.Context())
+			defer cancel()
+			open, stop := withTimeout(ctx, requestTimeout, "attach to "+args[0])
+			s, err := c.Session(open, args[0])
+			stop()
+			if err != nil {
+				return err
+			}
+			defer s.Close()
+			return a.attach(ctx, args[0], s)
+		},
+	})
+}
+
+func (a *app) attach(ctx context.Context, worker string, s *control.ClientSession) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Reading standard input cannot be interrupted, so the goroutine that does
+	// is the one that is not waited for: the process ends with it.
+	input := make(chan error, 1)
+	sent := make(chan time.Time, 1<<16)
+	go func() { input <- sendLines(ctx, a.stdin, s, sent) }()
+
+	failed := 0
+	for {
+		r, err := s.Recv(ctx)
+		switch {
+		case errors.Is(err, control.ErrSessionDone):
+			if err := <-input; err != nil {
+				return err
+			}
+			if failed > 0 {
+				return &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("%s failed", plural(failed, "call"))}
+			}
+			return nil
+		case err != nil:
+			select {
+			case inErr := <-input:
+				if inErr != nil {
+					return inErr
+				}
+			default:
+			}
+			return err
+		}
+		rtt := time.Since(<-sent)
+		switch {
+		case r.Err != nil:
+			failed++
+			fmt.Fprintf(a.stderr, "meshnode: %s\n", r.Err)
+			continue
+		case r.Status != 0:
+			failed++
+			fmt.Fprintf(a.stderr, "meshnode: %s\n", statusError(worker, r.Status))
+		}
+		if err := a.printReply(worker, r, rtt, true); err != nil {
+			return err
+		}
+	}
+}
+
+// sendLines sends each line as a call and ends the session's sending side
+// with the last. When each was sent goes to sent.
+func sendLines(ctx context.Context, in io.Reader, s *control.ClientSession, sent chan<- time.Time) error {
+	sc := bufio.NewScanner(in)
+	sc.Buffer(nil, control.MaxPayloadBytes+2) // and its end of line
+	for n := 1; sc.Scan(); n++ {
+		select {
+		case sent <- time.Now():
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := s.Send(ctx, control.Message{Call: true, Payload: sc.Bytes()}); err != nil {
+			s.End(ctx)
+			return fmt.Errorf("line %d: %w", n, err)
+		}
+	}
+	err := sc.Err()
+	if errors.Is(err, bufio.ErrTooLong) {
+		err = usagef("a line is over the limit of %s", size(control.MaxPayloadBytes))
+	}
+	return errors.Join(err, s.End(ctx))
+}

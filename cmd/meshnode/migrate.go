@@ -1,0 +1,119 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"meshnode/node/control"
+)
+
+func (a *app) workerMigrateCommand() *cobra.Command {
+	var (
+		to       string
+		strategy = enumValue{value: control.Strategies[0]}
+		timeout  durationValue
+	)
+	cmd := a.outputFlag(&cobra.Command{
+		Use:   "migrate NAME --to NODE",
+		Short: "Move a running worker to another node",
+		Long: `migrate moves a worker while it runs. With post-copy it goes on at the other
+node at once and its memory follows, the pages it needs first; stop-and-copy
+sends all memory while it stands still, as a baseline to compare with.
+
+It ends when all memory has arrived. Interrupting it before the worker has
+moved gives the move up; later, the move goes on without being watched.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := a.args(workerArg)(cmd, args); err != nil {
+				return err
+			}
+			if to == "" {
+				return usagef("`%s` needs --to NODE, where the worker shall go", cmd.CommandPath())
+			}
+			return nil
+		},
+		ValidArgsFunction: a.completeWorkers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c := a.client()
+			defer c.Close()
+			line := newLiveLine(a.stderr)
+			m, err := c.Migrate(cmd.Context(), args[0], control.MigrateRequest{
+				To: to, Strategy: strategy.value, TimeoutMs: control.Millis(timeout.d),
+			}, func(p control.Progress) { line.set(progressText(p)) })
+			line.clear()
+			if err != nil {
+				return err
+			}
+			return a.print(&m, func(w io.Writer) { fmt.Fprintln(w, migrationText(m)) })
+		},
+	})
+	cmd.Flags().StringVar(&to, "to", "", "the node to move to: its name or id")
+	_ = cmd.RegisterFlagCompletionFunc("to", a.completeNodeFlag)
+	enumFlag(cmd, &strategy, "strategy", "", "how its memory travels", control.Strategies)
+	cmd.Flags().Var(&timeout, "timeout", "how long it may take until the worker runs there (default: the node's)")
+	return cmd
+}
+
+// migrationText is the one line a move ends with.
+func migrationText(m control.Migration) string {
+	s := fmt.Sprintf("%s moved from %s to %s: blackout %s, total %s, %s on the wire, %s demanded",
+		freeText(m.Worker), freeText(m.From), freeText(m.To), millis(m.BlackoutMs), millis(m.TotalMs),
+		size(m.BytesOnWire), plural(int(m.PagesDemanded), "page"))
+	if m.PagesDemanded > 0 {
+		s += fmt.Sprintf(", fault p50 %s p99 %s", millis(m.FaultMsP50), millis(m.FaultMsP99))
+	}
+	return s
+}
+
+// progressText is what a person sees while a move is under way.
+func progressText(p control.Progress) string {
+	s := fmt.Sprintf("%-7s %7s", p.Phase, millis(p.ElapsedMs))
+	if p.PagesTotal > 0 {
+		done := min(p.PagesPushed+p.PagesDemanded, p.PagesTotal)
+		s += fmt.Sprintf("  %s %3d%%", bar(int(done*20/p.PagesTotal), 20), done*100/p.PagesTotal)
+	}
+	s += fmt.Sprintf("  %d pages sent, %d demanded, %s", p.PagesPushed, p.PagesDemanded, size(p.BytesOnWire))
+	if p.BlackoutMs > 0 {
+		s += ", blackout " + millis(p.BlackoutMs)
+	}
+	return s
+}
+
+func bar(done, width int) string {
+	return strings.Repeat("█", done) + strings.Repeat("░", width-done)
+}
+
+// A liveLine is the last line of a terminal, redrawn in place. Off a terminal
+// it writes nothing.
+type liveLine struct {
+	w     io.Writer
+	width int
+	drawn bool
+}
+
+func newLiveLine(w io.Writer) *liveLine {
+	width, _ := terminal(w)
+	return &liveLine{w: w, width: width}
+}
+
+func (l *liveLine) set(text string) {
+	if l.width == 0 {
+		return
+	}
+	if r := []rune(text); len(r) >= l.width {
+		text = string(r[:l.width-1]) // a line that wraps cannot be redrawn
+	}
+	l.drawn = true
+	// To the first column, the text, and the rest of the line erased
+	// (ECMA-48, EL).
+	fmt.Fprintf(l.w, "\r%s\x1b[K", text)
+}
+
+func (l *liveLine) clear() {
+	if l.drawn {
+		fmt.Fprint(l.w, "\r\x1b[K")
+		l.drawn = false
+	}
+}

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"meshnode/node/control"
+)
+
+const workerArg = "NAME, a worker's name or id"
+
+func (a *app) workerCommand() *cobra.Command {
+	return a.group("worker", "Run workers, talk to them, move them",
+		a.workerRunCommand(), a.workerListCommand(), a.workerShowCommand(), a.workerLogsCommand(),
+		a.workerCallCommand(), a.workerSendCommand(), a.workerAttachCommand(), a.workerMigrateCommand(),
+		a.workerVerbCommand("pause", "Let a worker take no more messages; they wait", (*control.Client).Pause),
+		a.workerVerbCommand("resume", "Let a paused worker go on", (*control.Client).Resume),
+		a.workerVerbCommand("stop", "End a worker; its state is gone", (*control.Client).Stop),
+	)
+}
+
+func (a *app) workerRunCommand() *cobra.Command {
+	var (
+		name    string
+		limit   = sizeValue{min: 64 << 10, max: 4 << 30}
+		env     pairsValue
+		timeout = durationValue{d: 2 * time.Minute}
+	)
+	cmd := a.outputFlag(&cobra.Command{
+		Use:   "run FILE [-- ARGS...]",
+		Short: "Start a worker on this node",
+		Long: `run starts a worker from a WebAssembly file on this node (- reads standard
+input). The worker keeps its name and its id wherever it moves.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			own := args
+			if n := cmd.ArgsLenAtDash(); n >= 0 {
+				own = args[:n]
+			}
+			err := a.args("FILE, a WebAssembly module")(cmd, own)
+			if e := (*control.Error)(nil); errors.As(err, &e) && len(own) > 1 {
+				e.Hint = "arguments for the worker come after --"
+			}
+			return err
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			file, err := a.openModule(args[0])
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			if name == "" {
+				name = workerName(args[0])
+			}
+			if name == "" {
+				return usagef("%s gives no name for the worker; say --name", args[0])
+			}
+			if err := control.CheckWorkerName(name); err != nil {
+				return err
+			}
+			ctx, cancel := withTimeout(cmd.Context(), timeout.d, "run "+name)
+			defer cancel()
+			c := a.client()
+			defer c.Close()
+			w, err := c.RunWorker(ctx, control.RunRequest{
+				Name: name, MemoryLimit: limit.bytes, Args: args[1:], Env: env.pairs,
+			}, file.r, file.size)
+			if err != nil {
+				return err
+			}
+			return a.print(&w, func(out io.Writer) {
+				fmt.Fprintf(out, "%s runs on %s (%s, limit %s, id %s)\n",
+					freeText(w.Name), freeText(w.HomeName), size(w.MemoryBytes), size(w.MemoryLimit), w.ID)
+			})
+		},
+	})
+	cmd.Flags().StringVar(&name, "name", "", "the worker's name (default: the file's)")
+	cmd.Flags().Var(&limit, "memory-limit", "the most memory it may have, as 256MiB (default: the node's)")
+	cmd.Flags().Var(&env, "env", "a variable of its environment (repeatable)")
+	cmd.Flags().Var(&timeout, "timeout", "how long to wait until it runs")
+	return cmd
+}
+
+// A moduleFile is what a worker is started from. size is -1 where unknown.
+type moduleFile struct {
+	r     io.Reader
+	size  int64
+	Close func() error
+}
+
+// openModule checks what can be checked before the daemon is bothered.
+func (a *app) openModule(path string) (moduleFile, error) {
+	if path == "-" {
+		return moduleFile{a.stdin, -1, func() error { return nil }}, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return moduleFile{}, usagef("%s", err)
+	}
+	info, err := f.Stat()
+	fail := func(format string, args ...any) (moduleFile, error) {
+		f.Close()
+		return moduleFile{}, usagef(format, args...)
+	}
+	switch {
+	case err != nil:
+		return fail("%s", err)
+	case info.IsDir():
+		return fail("%s is a directory, want a WebAssembly file", path)
+	case info.Mode().IsRegular() && info.Size() > control.MaxModuleBytes:
+		return fail("%s is %s, the limit is %s", path, size(uint64(info.Size())), size(control.MaxModuleBytes))
+	case !info.Mode().IsRegular():
+		return moduleFile{f, -1, f.Close}, nil
+	}
+	var magic [4]byte
+	if n, _ := f.ReadAt(magic[:], 0); n < 4 || string(magic[:]) != "\x00asm" {
+		return fail("%s is no WebAssembly binary: it does not begin with \\0asm", path)
+	}
+	return moduleFile{f, info.Size(), f.Close}, nil
+}
+
+// workerName makes a worker's name from a file's: "My App.wasm" is my-app.
+func workerName(path string) string {
+	base := filepath.Base(path)
+	base = strings.ToLower(strings.TrimSuffix(base, filepath.Ext(base)))
+	if path == "-" {
+		return ""
+	}
+	var b strings.Builder
+	for _, r := range base {
+		switch {
+		case r >= 'a' && r <= 'z' || r >= '0' && r <= '9':
+			b.WriteRune(r)
+		case b.Len() > 0 && !strings.HasSuffix(b.String(), "-"):
+			b.WriteByte('-')
+		}
+	}
+	s := b.String()
+	return strings.Trim(s[:min(len(s), 63)], "-")
+}
+
+func (a *app) workerListCommand() *cobra.Command {
+	return a.outputFlag(&cobra.Command{
+		Use:               "ls",
+		Aliases:           []string{"list"},
+		Short:             "List the workers of the mesh",
+		Args:              a.args(),
+		ValidArgsFunction: noFiles,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := withTimeout(cmd.Context(), requestTimeout, "list the workers")
+			defer cancel()
+			c := a.client()
+			defer c.Close()
+			workers, err := c.Workers(ctx)
+			if err != nil {
+				return err
+			}
+			sort.SliceStable(workers, func(i, j int) bool { return workers[i].Name < workers[j].Name })
+			return a.print(&control.WorkerList{Workers: workers}, func(w io.Writer) {
+				row(w, "NAME", "NODE", "STATE", "FOR", "EPOCH", "MEMORY", "EVENTS", "MODULE", "ID")
+				for _, k := range workers {
+					row(w, freeText(k.Name), freeText(k.HomeName), workerState(k), ago(k.Since), k.Epoch,
+						size(k.MemoryBytes), k.Events, k.Module[:min(12, len(k.Module))], k.ID)
+				}
+			})
+		},
+	})
+}
+
+// workerState adds to a state what explains it.
+func workerState(w control.Worker) string {
+	s := w.State
+	if w.MoveTo != "" {
+		s += " to " + freeText(w.MoveTo)
+	}
+	if w.Phase != "" {
+		s += " (" + w.Phase + ")"
+	}
+	return s
+}
+
+func (a *app) workerShowCommand() *cobra.Command {
+	return a.outputFlag(&cobra.Command{
+		Use:               "show NAME",
+		Short:             "Describe one worker",
+		Args:              a.args(workerArg),
+		ValidArgsFunction: a.completeWorkers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := withTimeout(cmd.Context(), requestTimeout, "show "+args[0])
+			defer cancel()
+			c := a.client()
+			defer c.Close()
+			w, err := c.Worker(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(&w, func(out io.Writer) { workerTable(out, w) })
+		},
+	})
+}
+
+func workerTable(out io.Writer, w control.Worker) {
+	field(out, "worker", freeText(w.Name))
+	field(out, "id", w.ID)
+	field(out, "state", workerState(w)+" for "+ago(w.Since))
+	field(out, "reason", freeText(w.Reason))
+	field(out, "node", fmt.Sprintf("%s (%s)", freeText(w.HomeName), w.Home))
+	field(out, "epoch", w.Epoch)
+	field(out, "memory", fmt.Sprintf("%s of at most %s", size(w.MemoryBytes), size(w.MemoryLimit)))
+	field(out, "events", w.Events)
+	field(out, "inbox", fmt.Sprintf("%s waiting, from %s", plural(w.Inbox, "message"), plural(w.Senders, "sender")))
+	field(out, "module", w.Module)
+	field(out, "created", w.Created.Local().Format(time.RFC3339)+", "+ago(w.Created)+" ago")
+}
+
+func (a *app) workerLogsCommand() *cobra.Command {
+	follow := false
+	cmd := a.outputFlag(&cobra.Command{
+		Use:   "logs NAME",
+		Short: "Show what a worker has logged",
+		Long: `logs shows the last lines that a worker has logged at its present node. With
+--follow it goes on, also when the worker moves.`,
+		Args:              a.args(workerArg),
+		ValidArgsFunction: a.completeWorkers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c := a.client()
+			defer c.Close()
+			err := c.Logs(cmd.Context(), args[0], follow, func(l control.LogLine) error {
+				if a.format.value == "json" {
+					return control.Encode(a.stdout, &l)
+				}
+				_, err := fmt.Fprintf(a.stdout, "%s %s %-5s %s: %s\n", l.Time.Local().Format("15:04:05.000"),
+					freeText(l.Node), l.Level, l.Source, freeText(l.Text))
+				return err
+			})
+			if follow && errors.Is(err, context.Canceled) {
+				return nil // how one stops following
+			}
+			return err
+		},
+	})
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new lines")
+	return cmd
+}
+
+func (a *app) workerVerbCommand(verb, short string, do func(*control.Client, context.Context, string) (control.Worker, error)) *cobra.Command {
+	timeout := durationValue{d: requestTimeout}
+	cmd := a.outputFlag(&cobra.Command{
+		Use:               verb + " NAME",
+		Short:             short,
+		Args:              a.args(workerArg),
+		ValidArgsFunction: a.completeWorkers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, cancel := withTimeout(cmd.Context(), timeout.d, verb+" "+args[0])
+			defer cancel()
+			c := a.client()
+			defer c.Close()
+			w, err := do(c, ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(&w, func(out io.Writer) {
+				fmt.Fprintf(out, "%s is %s\n", freeText(w.Name), w.State)
+			})
+		},
+	})
+	cmd.Flags().Var(&timeout, "timeout", "how long to wait")
+	return cmd
+}
