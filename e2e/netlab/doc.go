@@ -31,7 +31,22 @@
 //
 // # What the emulation costs
 //
-// The benchmarks measure the floor. On two cores of a virtual machine
-// (kernel 6.18), a ping-pong of small UDP packets between two processes:
-// see the numbers printed by BenchmarkEcho, BenchmarkFlood, BenchmarkTCP.
+// Measured on the two cores of a virtual machine (kernel 6.18) by the
+// benchmarks of this package, which print the figures of the machine they run
+// on:
+//
+//   - A link without parameters adds 14 µs to the round trip of a small UDP
+//     packet: 25 µs, where the loopback device takes 12 (BenchmarkEcho).
+//   - With a delay the emulator delivers 0.6 µs late in the median, as long as
+//     it gets a CPU: it is one thread of many, and when all CPUs are busy it
+//     waits its turn, for milliseconds if need be. The ends of a link add the
+//     100 to 500 µs that a sleeping CPU of a virtual machine takes to wake up.
+//   - 120,000 to 150,000 packets a second get through, whatever their size,
+//     at 3.1 to 3.5 µs of CPU time each, the receiving kernel's part included:
+//     1.7 Gbit/s of UDP (BenchmarkFlood), 1.2 Gbit/s of TCP (BenchmarkTCP).
+//   - Rates of 1 to 200 Mbit/s are kept within 0.2 %, 500 Mbit/s within 3 %
+//     (BenchmarkRate).
+//
+// The emulator polls for up to 200 µs before an event is due, for at most a
+// tenth of the time, and sleeps otherwise.
 package netlab

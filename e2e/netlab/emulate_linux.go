@@ -3,6 +3,7 @@ package netlab
 import (
 	"fmt"
 	"math"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,10 +33,13 @@ func (l *Lab) now() int64 { return int64(time.Since(l.start)) }
 // poller: a timer of the runtime is late by a goroutine's scheduling and
 // often by a millisecond under load.
 func (l *Lab) emulate() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	// By default the kernel rounds a thread's timeouts up by 50 µs.
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set timer slack: %w", err)
 	}
+	defer unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) // 0 is the default
 	var polled []unix.PollFd
 	for !l.stop {
 		if len(polled) != 1+len(l.tuns) {

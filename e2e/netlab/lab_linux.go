@@ -145,7 +145,7 @@ func Open(cfg Config) (*Lab, error) {
 	l.engine = newEngine(cfg.Seed, l.deliver, l.recycle)
 	go func() {
 		defer close(l.done)
-		l.failed = onOwnThread(l.emulate)
+		l.failed = l.emulate()
 	}()
 	return l, nil
 }
@@ -421,7 +421,7 @@ func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.C
 // it makes belong to the node for good. What f starts in other goroutines
 // does not.
 func (n *Node) Do(f func() error) error {
-	return onOwnThread(func() error {
+	return apart(func() error {
 		if err := enterNetns(n.netns); err != nil {
 			return err
 		}
@@ -429,22 +429,29 @@ func (n *Node) Do(f func() error) error {
 	})
 }
 
-// onOwnThread runs f on a thread that ends afterwards, so that f may change
-// the namespaces it is in.
-func onOwnThread(f func() error) error {
+// apart runs f on a thread that is put back into the process's own network
+// namespace afterwards. It is not simply ended: processes started with a death
+// signal, as ours are, die with the thread that forked them, and this may be
+// one.
+func apart(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread cannot end, and its namespaces are what others
-			// take for the process's. While we hold it, f gets another one.
-			result <- onOwnThread(f)
+		own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
 			runtime.UnlockOSThread()
+			result <- err
 			return
 		}
-		// A goroutine that ends without unlocking its thread takes the thread
-		// with it.
-		result <- f()
+		defer unix.Close(own)
+		err = f()
+		if back := unix.Setns(own, unix.CLONE_NEWNET); back != nil {
+			// Still locked, the thread ends with this goroutine.
+			result <- errors.Join(err, fmt.Errorf("leave a node's namespace: %w", back))
+			return
+		}
+		runtime.UnlockOSThread()
+		result <- err
 	}()
 	return <-result
 }
@@ -458,12 +465,11 @@ func (n *Node) create() error {
 	}
 	file.Close()
 	n.tun = -1
-	err = onOwnThread(func() error {
+	err = apart(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare: %w", err)
 		}
-		self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
-		if err := unix.Mount(self, n.netns, "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount("/proc/thread-self/ns/net", n.netns, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", n.netns, err)
 		}
 		if err := setUp("lo"); err != nil {
