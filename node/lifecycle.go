@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base32"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -154,7 +155,7 @@ func (n *Node) unreserve(bytes uint64) {
 // stop ends a worker for good, or forgets one that has ended by itself.
 func (n *Node) stop(ctx context.Context, w *worker) error {
 	if m := w.moving(); m != nil {
-		if err := m.abandon(ctx, "stopped by the user"); err != nil {
+		if err := m.abandon(ctx, stoppedByUser); err != nil {
 			return err
 		}
 	}
@@ -163,8 +164,20 @@ func (n *Node) stop(ctx context.Context, w *worker) error {
 	delete(n.workers, w.ID)
 	delete(n.ended, w.ID)
 	n.mu.Unlock()
-	return n.journal.Delete(w.ID)
+	if in := n.arrival(w.ID); in != nil {
+		// While a move is under way its machine writes the journal.
+		in.feed(handover.RunnerDied{Reason: stoppedByUser})
+		return nil
+	}
+	err := n.journal.Delete(w.ID)
+	if errors.Is(err, handover.ErrUnsettled) {
+		// A node that it came from may still ask what became of it.
+		return n.recordEnd(w, control.StateStopped, stoppedByUser)
+	}
+	return err
 }
+
+const stoppedByUser = "stopped by the user"
 
 // workerEnded takes a worker that runs no more off the list of those that do.
 func (n *Node) workerEnded(w *worker, state, reason string) {
@@ -243,7 +256,10 @@ func (n *Node) recover() error {
 				State: control.StateRunning, Module: meta.Spec.Module.String(),
 			}, n.id)
 		case handover.TodoLost:
-			if old.Own != handover.OwnLost {
+			if meta.State == control.StateStopped {
+				continue
+			}
+			if old.Own != handover.OwnLost || meta.State == "" {
 				meta.State = control.StateLost
 				rec.Meta = meta.Spec.meta(meta.State)
 				if err := n.journal.Put(rec); err != nil {

@@ -105,6 +105,12 @@ func (n *Node) arrive(s *mesh.Stream, msg handover.Message, offer handover.Offer
 	m.ctx, m.cancel = context.WithCancel(n.ctx)
 	m.lnk = n.newLink(m.id, m.from, m.feed)
 	n.mu.Lock()
+	if first := n.incoming[m.id]; first != nil {
+		n.mu.Unlock()
+		m.cancel()
+		first.feed(handover.Received{Message: msg}) // two copies at one time
+		return nil
+	}
 	n.incoming[m.id] = m
 	n.mu.Unlock()
 	m.lnk.attach(s, msg.Incarnation)
@@ -206,8 +212,9 @@ func (m *moveIn) prepare() {
 	m.feed(failed)
 }
 
-// prepareTimeout bounds what a destination does before it accepts.
-const prepareTimeout = time.Minute
+// prepareTimeout bounds what a destination does before it accepts: the module
+// may come over a slow link and be compiled on a slow machine.
+const prepareTimeout = 100 * time.Second
 
 type prepareError struct {
 	code handover.Code
@@ -469,6 +476,10 @@ func (n *Node) arrival(worker string) *moveIn {
 	return nil
 }
 
+// settlePatience is how long a worker that is to move on waits for the last word
+// of the node it came from. With it, it can even go back there at once.
+const settlePatience = time.Second
+
 // settleArrival waits until a worker that came by a move has all of its memory
 // and its arrival has ended.
 func (n *Node) settleArrival(ctx context.Context, w *worker) error {
@@ -478,13 +489,16 @@ func (n *Node) settleArrival(ctx context.Context, w *worker) error {
 			return nil
 		}
 		at, changed := in.phase()
+		var patience <-chan time.Time
 		if at == handover.DestSettling {
-			// It only waits for the source's last word, and need not.
-			in.feed(handover.MoveOn{})
+			patience = time.After(settlePatience)
 		}
 		select {
 		case <-in.done:
 		case <-changed:
+		case <-patience:
+			// It only waits for the source's last word, and need not.
+			in.feed(handover.MoveOn{})
 		case <-ctx.Done():
 			return fmt.Errorf("the worker's memory is still arriving from node %s: %w", n.nameOf(in.from), context.Cause(ctx))
 		}

@@ -174,6 +174,11 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 	if err != nil || !ok {
 		return nil, fmt.Errorf("worker %s in the journal: found %v, %w", w.Name, ok, err)
 	}
+	w.mu.Lock()
+	if w.journalled != nil {
+		rec = *w.journalled
+	}
+	w.mu.Unlock()
 	params := n.cfg.Move
 	if limit > 0 {
 		params.OfferTimeout = limit
@@ -269,7 +274,7 @@ func (m *moveOut) apply(ctx context.Context, as []handover.Action) (finished boo
 		case handover.Forget:
 			m.n.left(m, a.Epoch)
 		case handover.Lose:
-			m.n.lose(m.w, m.spec, a.Epoch, a.Reason)
+			m.lose(a)
 		case handover.Note:
 			m.n.log.Info("hand-over", "move", m.id, "worker", m.spec.ID, "note", a.Text)
 		case handover.Finish:
@@ -402,6 +407,9 @@ func (m *moveOut) finish(r handover.Result) {
 	if m.w != nil {
 		m.w.mu.Lock()
 		m.w.move = nil
+		if r.Outcome == handover.Kept && r.Record.Worker != "" {
+			m.w.journalled = &r.Record
+		}
 		m.w.mu.Unlock()
 		_ = m.w.do(m.n.ctx, m.w.shown) // if it has left, there is nothing to show
 	}
@@ -533,6 +541,26 @@ func (m *moveOut) abandon(ctx context.Context, reason string) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("worker %s is on its way to node %s: %w", m.spec.Name, m.toName, context.Cause(ctx))
+	}
+}
+
+// lose ends the worker: here, or there, if it was the destination's already.
+func (m *moveOut) lose(a handover.Lose) {
+	if a.Epoch <= m.epoch {
+		m.n.lose(m.w, m.spec, a.Epoch, a.Reason)
+		return
+	}
+	m.n.dir.learn(entry{
+		ID: m.spec.ID, Name: m.spec.Name, Home: m.to, Epoch: a.Epoch,
+		State: control.StateLost, Reason: a.Reason, Module: m.spec.Module.String(),
+	}, m.n.id)
+	m.n.mu.Lock()
+	delete(m.n.workers, m.spec.ID)
+	delete(m.n.ended, m.spec.ID)
+	m.n.mu.Unlock()
+	if m.w != nil {
+		m.w.inbox.close(deliverFrame{Ended: &deliverEnded{State: control.StateLost, Reason: a.Reason}})
+		m.w.discard()
 	}
 }
 

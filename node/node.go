@@ -139,6 +139,9 @@ func New(cfg Config) (n *Node, err error) {
 	if cfg.Move.DrainTimeout == 0 {
 		cfg.Move.DrainTimeout = cfg.DrainTimeout
 	}
+	if cfg.Move.OfferTimeout == 0 {
+		cfg.Move.OfferTimeout = prepareTimeout
+	}
 	n = &Node{
 		cfg: cfg, log: cfg.Log, started: time.Now(), support: pager.Probe(),
 		incarnation: handover.NewIncarnation(),
@@ -180,11 +183,7 @@ func New(cfg Config) (n *Node, err error) {
 		return nil, err
 	}
 	n.id = n.mesh.ID()
-	n.dir.publish = func(b []byte) {
-		if err := n.mesh.Publish(b); err != nil {
-			n.log.Warn("worker entry not published", "error", err)
-		}
-	}
+	n.dir.publish = n.publish
 	if n.journal, err = handover.OpenJournal(filepath.Join(cfg.StateDir, "journal.db")); err != nil {
 		return nil, err
 	}
@@ -274,16 +273,17 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 	})
 
+	// Before anyone asks: what the journal says of this node's workers.
+	if err := n.recover(); err != nil {
+		n.cancel(err)
+	}
+
 	meshed := make(chan error, 1)
 	go func() {
 		err := n.mesh.Run(meshCtx)
 		n.cancel(err) // a mesh that ends by itself takes the node along
 		meshed <- err
 	}()
-
-	if err := n.recover(); err != nil {
-		n.cancel(err)
-	}
 
 	var g errgroup.Group
 	serve := func(f func() error) {
@@ -319,6 +319,14 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 var errLeft = errors.New("the node has left its mesh")
+
+// publish gossips a worker's entry. One that cannot go out now travels with the
+// next exchange of whole states.
+func (n *Node) publish(b []byte) {
+	if err := n.mesh.Publish(b); err != nil && !errors.Is(err, mesh.ErrClosed) {
+		n.log.Warn("worker entry not published", "error", err)
+	}
+}
 
 // serveHTTP serves h on l until ctx is done.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {

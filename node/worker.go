@@ -9,6 +9,7 @@ import (
 
 	"meshnode/mesh"
 	"meshnode/node/control"
+	"meshnode/node/handover"
 	"meshnode/node/runner"
 	"meshnode/pager"
 )
@@ -44,6 +45,7 @@ type worker struct {
 
 	requests chan func()
 	ended    chan struct{} // closed when the loop has returned
+	over     sync.Once     // what the worker held has been let go
 	cancel   context.CancelCauseFunc
 
 	mu     sync.Mutex
@@ -54,6 +56,9 @@ type worker struct {
 	events uint64
 	memory uint64 // bytes of linear memory
 	move   *moveOut
+	// journalled is what the journal was to say after a move that came to
+	// nothing, in case it could not be written.
+	journalled *handover.Record
 	// gated is set until this node's ownership is on disk: until then nothing
 	// that the worker says leaves the node.
 	gated bool
@@ -233,12 +238,14 @@ func (e *lostError) Error() string { return "lost: " + e.reason }
 // after it has returned.
 func (w *worker) finish(state, reason string) {
 	w.setState(state, reason)
-	if w.runner != nil {
-		w.runner.Close()
-	}
-	w.outbox.stop()
-	w.inbox.close(deliverFrame{Ended: &deliverEnded{State: state, Reason: reason}})
-	w.logs.end()
+	w.over.Do(func() {
+		if w.runner != nil {
+			w.runner.Close()
+		}
+		w.outbox.stop()
+		w.inbox.close(deliverFrame{Ended: &deliverEnded{State: state, Reason: reason}})
+		w.logs.end()
+	})
 	w.node.workerEnded(w, state, reason)
 }
 
@@ -399,10 +406,12 @@ func (w *worker) discard() {
 	w.cancel(errGone)
 	w.runner.Kill()
 	<-w.ended
-	w.runner.Close()
-	w.outbox.stop()
-	w.inbox.close(deliverFrame{Refused: &deliverRefused{Gone: true}})
-	w.logs.end()
+	w.over.Do(func() {
+		w.runner.Close()
+		w.outbox.stop()
+		w.inbox.close(deliverFrame{Refused: &deliverRefused{Gone: true}})
+		w.logs.end()
+	})
 }
 
 // release lets out what the worker has said since it resumed here, and tells
