@@ -177,7 +177,7 @@ func BenchmarkDrainRate(b *testing.B) {
 			p.worker(64)
 			m = p.move("rate=200mbit delay=5ms", control.StrategyPostCopy)
 		}
-		seconds := (m.TotalMs - m.BlackoutMs) / 1000
+		seconds := m.DrainMs / 1000
 		b.ReportMetric(float64(m.BytesOnWire)*8/seconds/200e6, "of-the-cap")
 		b.ReportMetric(float64(m.BytesOnWire)/seconds/1e6, "MB/s")
 		b.ReportMetric(0, "ns/op")

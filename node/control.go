@@ -231,19 +231,28 @@ func (b backend) Join(ctx context.Context, req control.JoinRequest) (control.Joi
 	}, nil
 }
 
-// JoinError gives an error of mesh.Enrol its code in the control API.
+// JoinError gives an error of [mesh.Enrol] its code in the control API, and says
+// what to do.
 func JoinError(err error) error {
 	e := &control.Error{Code: control.CodeFailed, Message: err.Error()}
 	switch {
 	case errors.Is(err, mesh.ErrTokenMalformed):
-		e.Code, e.Hint = control.CodeInvalid, "give the token as `meshnode token create` printed it"
-	case errors.Is(err, mesh.ErrTokenForged), errors.Is(err, mesh.ErrTokenUsed), errors.Is(err, mesh.ErrTokenExpired),
-		errors.Is(err, mesh.ErrForeignMesh):
-		e.Code, e.Hint = control.CodeDenied, "ask for a new one: `meshnode token create` at the mesh's authority"
-	case errors.Is(err, mesh.ErrUnreachable), errors.Is(err, mesh.ErrAuthorityUnreachable), errors.Is(err, mesh.ErrNotMesh):
-		e.Code, e.Hint = control.CodeUnreachable, "check the address, or give another with --join HOST:PORT"
+		e.Code = control.CodeInvalid
+		e.Hint = "`meshnode token create` makes a token on the node that founded the mesh; pass it on whole"
 	case errors.Is(err, mesh.ErrHaveMesh):
-		e.Code, e.Hint = control.CodeConflict, "`meshnode leave` takes this node out of its mesh"
+		e.Code, e.Hint = control.CodeConflict, "`meshnode leave` takes this node out of it"
+	case errors.Is(err, mesh.ErrTokenUsed), errors.Is(err, mesh.ErrTokenExpired), errors.Is(err, mesh.ErrTokenForged):
+		e.Code, e.Hint = control.CodeDenied, "`meshnode token create` makes a new token on the node that founded the mesh"
+	case errors.Is(err, mesh.ErrForeignMesh):
+		e.Code, e.Hint = control.CodeDenied, "the token is from another mesh than the node that answered"
+	case errors.Is(err, mesh.ErrInsecureKey):
+		e.Code = control.CodeDenied
+	case errors.Is(err, mesh.ErrAuthorityUnreachable), errors.Is(err, mesh.ErrBusy):
+		e.Code, e.Hint = control.CodeUnreachable, "try again when it is back"
+	case errors.Is(err, mesh.ErrUnreachable), errors.Is(err, mesh.ErrNotMesh):
+		e.Code, e.Hint = control.CodeUnreachable, "check the address and the port (UDP) of a node of the mesh, and that its daemon runs"
+	case errors.Is(err, context.DeadlineExceeded):
+		e.Code = control.CodeTimeout
 	}
 	return e
 }

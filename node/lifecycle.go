@@ -64,14 +64,14 @@ func (s spec) validate() error {
 
 // startRunner starts the process for a worker, checks the module and compiles
 // it. Nothing of the worker has run yet.
-func (n *Node) startRunner(ctx context.Context, s spec, logs *logRing) (*runner.Runner, error) {
+func (n *Node) startRunner(ctx context.Context, s spec, epoch uint64, logs *logRing) (*runner.Runner, error) {
 	return runner.Start(ctx, runner.Config{
 		Exe: n.cfg.Exe, ModulePath: n.modules.path(s.Module), CacheDir: filepath.Join(n.cfg.StateDir, "cache"),
 		MemoryLimit: s.MemoryLimit, Args: append([]string{s.Name}, s.Args...), Env: s.Env,
 		Interpreter: n.cfg.Interpreter, Logger: n.log.With("worker", s.ID),
 		OnLog: func(l runner.Log) {
 			logs.add(control.LogLine{
-				Node: n.name(), Level: strings.ToLower(l.Level.String()), Source: logSource(l.Source), Text: l.Text,
+				Node: n.name(), Epoch: epoch, Level: strings.ToLower(l.Level.String()), Source: logSource(l.Source), Text: l.Text,
 			})
 		},
 	})
@@ -91,7 +91,7 @@ func (n *Node) create(ctx context.Context, s spec) (*worker, error) {
 	}
 	defer n.unreserve(s.MemoryLimit)
 	logs := newLogRing()
-	r, err := n.startRunner(ctx, s, logs)
+	r, err := n.startRunner(ctx, s, 1, logs)
 	if err != nil {
 		return nil, err
 	}

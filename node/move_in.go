@@ -196,7 +196,7 @@ func (m *moveIn) prepare() {
 	err := m.ready(ctx)
 	if err == nil {
 		m.feed(handover.Prepared{
-			Paging: m.n.support.Missing, StoreWarm: m.n.store.Len() > 0, Meta: m.offer.Config,
+			Paging: m.n.support.Missing, StoreWarm: m.n.storeFor(m.spec.Module) != nil, Meta: m.offer.Config,
 		})
 		return
 	}
@@ -255,7 +255,7 @@ func (m *moveIn) ready(ctx context.Context) error {
 	if err := m.n.fetchModule(ctx, m.from, s.Module, s.ModuleBytes); err != nil {
 		return &prepareError{handover.CodeModule, fmt.Errorf("fetch the module: %w", err)}
 	}
-	r, err := m.n.startRunner(ctx, s, m.logs)
+	r, err := m.n.startRunner(ctx, s, m.offer.Epoch+1, m.logs)
 	if err != nil {
 		return &prepareError{handover.CodeModule, err}
 	}

@@ -130,7 +130,7 @@ func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req contr
 
 	if to.ID == n.id {
 		return control.Migration{}, &control.Error{
-			Code: control.CodeInvalid, Message: fmt.Sprintf("worker %s is at node %s already", w.Name, n.name()),
+			Code: control.CodeConflict, Message: fmt.Sprintf("worker %s is at node %s already", w.Name, n.name()),
 		}
 	}
 	strategy := handover.PostCopy
@@ -507,7 +507,9 @@ func (m *moveOut) migration() (control.Migration, error) {
 		return control.Migration{
 			Worker: m.spec.Name, WorkerID: m.spec.ID, Strategy: m.strategy, From: m.n.name(), To: m.toName,
 			Epoch: r.Epoch, BlackoutMs: control.Millis(m.blackoutLocked()),
-			TotalMs: control.Millis(m.finished.Sub(m.started)), MemoryBytes: m.memory,
+			TotalMs:   control.Millis(m.finished.Sub(m.started)),
+			PrepareMs: control.Millis(m.frozen.Sub(m.started)), DrainMs: control.Millis(m.finished.Sub(m.running)),
+			MemoryBytes: m.memory,
 			BytesOnWire: sent.Bytes, PagesDemanded: sent.DemandPages, PagesPushed: sent.BulkPages,
 			FaultMsP50: control.Millis(m.report.FaultP50), FaultMsP99: control.Millis(m.report.FaultP99),
 			Result: "done",
@@ -583,6 +585,9 @@ func (n *Node) left(m *moveOut, epoch uint64) {
 		if _, err := m.pages.Keep(n.ctx, n.store); err != nil {
 			n.log.Debug("pages not kept", "worker", m.w.ID, "error", err)
 		}
+		n.mu.Lock()
+		n.kept[m.spec.Module] = true
+		n.mu.Unlock()
 		m.closePages()
 		m.w.remark("worker moved to node %s", m.toName)
 		m.w.discard()

@@ -109,7 +109,8 @@ type Node struct {
 	ended    map[string]*worker // failed, lost: kept to be looked at
 	outgoing map[handover.MoveID]*moveOut
 	incoming map[handover.MoveID]*moveIn
-	reserved uint64 // bytes of memory limit promised to workers that are arriving
+	reserved uint64              // bytes of memory limit promised to workers that are arriving
+	kept     map[pager.Hash]bool // modules of workers whose pages the store may hold
 }
 
 // New prepares a node: it founds a mesh if the state directory knows none,
@@ -151,10 +152,12 @@ func New(cfg Config) (n *Node, err error) {
 		ended:       make(map[string]*worker),
 		outgoing:    make(map[handover.MoveID]*moveOut),
 		incoming:    make(map[handover.MoveID]*moveIn),
+		kept:        make(map[pager.Hash]bool),
 	}
+	made := n // n is nil on every return with an error
 	defer func() {
 		if err != nil {
-			n.Close()
+			_ = made.Close()
 		}
 	}()
 	if n.lock, err = control.LockState(cfg.StateDir); err != nil {

@@ -8,7 +8,6 @@ import (
 
 	crand "crypto/rand"
 
-	"meshnode/node/control"
 	"meshnode/node/runner"
 )
 
@@ -177,11 +176,4 @@ func (o *outbox) restore(out []outState) error {
 		o.targets[t.Name] = s
 	}
 	return nil
-}
-
-// logTo returns a function that puts a node's remark into a worker's log.
-func logTo(r *logRing, node, level string) func(string, ...any) {
-	return func(format string, args ...any) {
-		r.add(control.LogLine{Node: node, Level: level, Source: "node", Text: fmt.Sprintf(format, args...)})
-	}
 }

@@ -88,6 +88,17 @@ func (n *Node) servePages(ctx context.Context, s *mesh.Stream) {
 	}
 }
 
+// storeFor returns the store if it may hold pages of a worker of that module:
+// names ahead of bytes cost round trips, which must be worth it.
+func (n *Node) storeFor(module pager.Hash) *pager.Store {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.kept[module] {
+		return nil
+	}
+	return n.store
+}
+
 // newSink makes what takes a worker's pages.
 func (m *moveIn) newSink(table []byte, size int64) (*pager.Sink, error) {
 	t, rest, err := pager.ParseTable(table, int(size/pager.PageSize))
@@ -101,7 +112,7 @@ func (m *moveIn) newSink(table []byte, size int64) (*pager.Sink, error) {
 	defer m.mu.Unlock()
 	m.sink, err = pager.NewSink(pager.SinkConfig{
 		Worker: m.offer.Worker, Epoch: m.offer.Epoch, Region: region(m.runner), Size: size,
-		Table: t, Store: m.n.store, Log: m.n.log,
+		Table: t, Store: m.n.storeFor(m.spec.Module), Log: m.n.log,
 		// The machine decides when a path has been broken for too long; this
 		// is for one that breaks only for pages.
 		PathLimit: 2 * m.n.cfg.DrainTimeout,

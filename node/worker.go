@@ -80,7 +80,9 @@ func (n *Node) newWorker(s spec, epoch uint64, r *runner.Runner, logs *logRing) 
 
 // remark puts a line from the node into the worker's log.
 func (w *worker) remark(format string, args ...any) {
-	logTo(w.logs, w.node.name(), "info")(format, args...)
+	w.logs.add(control.LogLine{
+		Node: w.node.name(), Epoch: w.epochNow(), Level: "info", Source: "node", Text: fmt.Sprintf(format, args...),
+	})
 }
 
 // start runs the loop until the worker ends or leaves.

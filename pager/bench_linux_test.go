@@ -6,10 +6,12 @@ import (
 	crand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -101,6 +103,139 @@ func BenchmarkFault(b *testing.B) {
 		}
 		bench(b, order, func(cfg *SinkConfig) { cfg.Table = zeros })
 	})
+}
+
+// delayed is one end of a link that delivers what is written after a time.
+type delayed struct {
+	net.Conn
+	queue chan parcel
+	all   *sync.WaitGroup
+	once  sync.Once
+}
+
+type parcel struct {
+	due  time.Time
+	data []byte
+}
+
+func newDelayed(c net.Conn, delay time.Duration, all *sync.WaitGroup) *delayed {
+	d := &delayed{Conn: c, queue: make(chan parcel, 1<<14), all: all}
+	all.Go(func() {
+		for p := range d.queue {
+			time.Sleep(time.Until(p.due.Add(delay))) // the delay is what is emulated
+			if _, err := c.Write(p.data); err != nil {
+				break
+			}
+		}
+		c.Close()
+	})
+	return d
+}
+
+func (d *delayed) Write(b []byte) (int, error) {
+	d.queue <- parcel{time.Now(), append([]byte(nil), b...)}
+	return len(b), nil
+}
+
+func (d *delayed) Close() error {
+	d.once.Do(func() { close(d.queue) })
+	return nil
+}
+
+type delayedDialer struct {
+	src   *Source
+	delay time.Duration
+	all   sync.WaitGroup
+}
+
+func (d *delayedDialer) open(bulk bool) (io.ReadWriteCloser, error) {
+	a, b := net.Pipe()
+	here, there := newDelayed(a, d.delay, &d.all), newDelayed(b, d.delay, &d.all)
+	d.all.Go(func() {
+		defer there.Close()
+		serve := d.src.ServeDemand
+		if bulk {
+			serve = d.src.ServeBulk
+		}
+		_ = serve(context.Background(), there)
+	})
+	return here, nil
+}
+
+func (d *delayedDialer) Demand(context.Context) (io.ReadWriteCloser, error) { return d.open(false) }
+func (d *delayedDialer) Bulk(context.Context) (io.ReadWriteCloser, error)   { return d.open(true) }
+
+// BenchmarkDemand measures what a worker waits for a page at the far end of
+// an idle link of 10 ms there and back.
+func BenchmarkDemand(b *testing.B) {
+	const pages, rtt = 4096, 10 * time.Millisecond
+	mem, _ := benchMemory(pages)
+	var order []PageNum
+	for p := pages - 32; p > 0; p -= 32 {
+		order = append(order, PageNum(p))
+	}
+	var ns []int64
+	for b.Loop() {
+		c := startArmable(b, pages)
+		sink := armSink(b, c, pages, func(cfg *SinkConfig) { cfg.Log = quiet() })
+		d := &delayedDialer{delay: rtt / 2}
+		d.src = newTestSource(b, mem, func(cfg *SourceConfig) {
+			cfg.Log = quiet()
+			cfg.Rate = func() int64 { return 1 } // no push
+		})
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- sink.Run(ctx, d) }()
+		ns = append(ns, c.do(childRequest{Op: "touch", Pages: order}).Nanos[1:]...)
+		cancel()
+		<-done
+		d.src.Close()
+		d.all.Wait()
+		c.kill()
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(quantile(ns, 0.5)/1e3, "ms-p50/page")
+	b.ReportMetric(quantile(ns, 0.99)/1e3, "ms-p99/page")
+}
+
+// BenchmarkArm measures what the sink adds to the time in which the worker
+// runs nowhere.
+func BenchmarkArm(b *testing.B) {
+	for _, mib := range []int{64, 512} {
+		for _, file := range []bool{true, false} {
+			b.Run(fmt.Sprintf("mem=%dMiB/file=%t", mib, file), func(b *testing.B) {
+				pages := mib << 20 / PageSize
+				c := startArmable(b, pages)
+				if !file {
+					c.region.File = nil
+				}
+				table := NewTable(pages)
+				for b.Loop() {
+					sink, err := NewSink(SinkConfig{Worker: "w", Region: c.region, Size: int64(pages) * PageSize, Table: table, Log: quietLog})
+					if err != nil {
+						b.Fatal(err)
+					}
+					if err := sink.Arm(); err != nil {
+						b.Fatal(err)
+					}
+					b.StopTimer()
+					if err := sink.disarm(); err != nil {
+						b.Fatal(err)
+					}
+					b.StartTimer()
+				}
+			})
+		}
+	}
+}
+
+// cpu is the processor time this process has used.
+func cpu(b testing.TB) time.Duration {
+	var ru unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &ru); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
 // quicPair is a connection over loopback, both ends.
@@ -273,15 +408,21 @@ func BenchmarkBulk(b *testing.B) {
 		})
 		b.Run("path=quic/"+name, func(b *testing.B) {
 			client, server := quicPair(b)
-			var total, plain time.Duration
+			var total, plain, totalCPU, plainCPU time.Duration
 			for b.Loop() {
-				start := time.Now()
+				start, used := time.Now(), cpu(b)
 				bare(b, client, server, mem)
 				plain += time.Since(start)
+				plainCPU += cpu(b) - used
 				d := &quicDialer{client: client, server: server}
+				used = cpu(b)
 				total += transfer(b, armed, func(src *Source) Dialer { d.src = src; return d })
+				totalCPU += cpu(b) - used
 				d.serving.Wait()
 			}
+			// On a machine that does other things too, processor time tells
+			// more than the clock.
+			b.ReportMetric(plainCPU.Seconds()/totalCPU.Seconds(), "cpu-of-bare")
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric(mib*float64(b.N)/total.Seconds(), "MiB/s")
 			b.ReportMetric(mib*float64(b.N)/plain.Seconds(), "MiB/s-bare")

@@ -42,7 +42,7 @@ func (s *Sink) Arm() error {
 		return nil
 	}
 	s.group = s.kernelPage
-	for p := 0; p < s.pages; p += s.group {
+	for p := 0; s.group > 1 && p < s.pages; p += s.group {
 		for q := p + 1; q < p+s.group; q++ {
 			if (s.state[p] == present) != (s.state[q] == present) {
 				return fmt.Errorf("arm memory: page %d is in place but not the whole of its kernel page", q)
@@ -61,19 +61,38 @@ func (s *Sink) Arm() error {
 }
 
 // vacantLocked checks that no page to be brought is in the memory file: it
-// would be there for the worker without a fault, with whatever it holds.
+// would be there for the worker without a fault, with whatever it holds. This
+// is part of the time in which the worker runs nowhere, so it asks the file
+// for its data, of which there is next to none, and only without a file looks
+// at every page (mincore(2), which touches none).
 func (s *Sink) vacantLocked() error {
+	occupied := func(p int) error { return fmt.Errorf("arm memory: page %d: %w", p, ErrOccupied) }
+	if s.cfg.Region.File != nil {
+		holes, err := ZeroRuns(s.cfg.Region.File, int64(s.pages)*PageSize)
+		if err != nil {
+			return fmt.Errorf("arm memory: %w", err)
+		}
+		p := 0
+		for _, h := range append(holes, Run{PageNum(s.pages), 0}) {
+			for ; p < int(h.First); p++ {
+				if s.state[p] != present {
+					return occupied(p)
+				}
+			}
+			p = int(h.end())
+		}
+		return nil
+	}
 	data := s.cfg.Region.Data[:s.pages*PageSize]
 	size := os.Getpagesize() // what the kernel counts in
 	vec := make([]byte, (len(data)+size-1)/size)
-	// mincore(2) looks at the file's pages behind the mapping and touches none.
 	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&data[0])), uintptr(len(data)), uintptr(unsafe.Pointer(&vec[0])))
 	if errno != 0 {
 		return fmt.Errorf("arm memory: find resident pages: %w", errno)
 	}
 	for i, resident := range vec {
 		if p := i * size / PageSize; resident&1 != 0 && s.state[p] != present {
-			return fmt.Errorf("arm memory: page %d: %w", p, ErrOccupied)
+			return occupied(p)
 		}
 	}
 	return nil

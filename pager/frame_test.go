@@ -2,6 +2,7 @@ package pager
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"reflect"
@@ -145,7 +146,12 @@ func TestHostileFrames(t *testing.T) {
 }
 
 func FuzzFrames(f *testing.F) {
-	f.Add(sampleFrames())
+	b := sampleFrames()
+	for len(b) > 0 { // one by one: small inputs are mutated faster
+		n := headBytes + int(binary.BigEndian.Uint32(b[1:]))
+		f.Add(b[:n])
+		b = b[n:]
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		in := newFrameReader(bytes.NewReader(b), fuzzPages, allFrames...)
 		var again []byte

@@ -43,7 +43,9 @@ type SinkConfig struct {
 	// names must be those of Table; the Sink does not look at them.
 	Have []Run
 	// Store, if not nil and not empty, is looked into before pages are asked
-	// for, and makes the Source send names ahead.
+	// for, and makes the Source send names ahead. Leave it out when it holds
+	// nothing of this worker or its app: names ahead cost the push two round
+	// trips before they are given up.
 	Store *Store
 	// PathLimit is how long a stream may stay broken before Run gives up with
 	// a PathError, 30 s if 0. StallLimit is how long nothing may arrive
@@ -238,13 +240,15 @@ func newSink(cfg SinkConfig, kernelPage int) (*Sink, error) {
 			s.missing--
 		}
 	}
-	for p := range s.state {
-		if _, state := s.table.Get(PageNum(p)); state == Zero && s.state[p] == absent {
+	zeros := 0
+	for p, ref := range s.table.of {
+		if ref == refZero && s.state[p] == absent {
 			s.state[p] = lazy
-			s.missing--
-			s.stats.zeroPages.Add(1)
+			zeros++
 		}
 	}
+	s.missing -= zeros
+	s.stats.zeroPages.Add(uint64(zeros))
 	if s.missing == 0 {
 		close(s.done)
 	}

@@ -119,11 +119,13 @@ func TestWritesWhilePagesArrive(t *testing.T) {
 		odd = append(odd, PageNum(p))
 	}
 	c.send(childRequest{Op: "write", Pages: odd, Value: 0xa5})
-	wait, _ := runSink(t, sink, newPipes(t, newTestSource(t, mem, nil)))
+	src := newTestSource(t, mem, nil)
+	wait, _ := runSink(t, sink, newPipes(t, src))
 	c.reply()
 	if err := wait(); err != nil {
 		t.Fatal(err)
 	}
+	src.Close() // until then it may look at its memory
 	for _, p := range odd {
 		mem[int(p)*PageSize] = 0xa5
 	}
@@ -345,17 +347,30 @@ func (failing) Bulk(context.Context) (io.ReadWriteCloser, error)   { return nil,
 func TestOccupied(t *testing.T) {
 	const pages = 64
 	mem := testMemory(testRand(t), pages, 0)
-	t.Run("before", func(t *testing.T) {
-		c := startArmable(t, pages)
-		c.region.Data[5*PageSize] = 1
-		s, err := NewSink(SinkConfig{Worker: "w", Region: c.region, Size: pages * PageSize, Log: testLog(t)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Arm(); !errors.Is(err, ErrOccupied) {
-			t.Errorf("got %v, want %v", err, ErrOccupied)
-		}
-	})
+	for _, file := range []bool{false, true} {
+		t.Run(fmt.Sprintf("before/file=%t", file), func(t *testing.T) {
+			c := startArmable(t, pages)
+			if !file {
+				c.region.File = nil
+			}
+			cfg := SinkConfig{Worker: "w", Region: c.region, Size: pages * PageSize, Log: testLog(t)}
+			c.region.Data[5*PageSize] = 1
+			s, err := NewSink(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Arm(); !errors.Is(err, ErrOccupied) {
+				t.Errorf("got %v, want %v", err, ErrOccupied)
+			}
+			cfg.Have = []Run{{4, 2}} // unless it is meant to be there
+			if s, err = NewSink(cfg); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Arm(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	t.Run("after", func(t *testing.T) {
 		c := startArmable(t, pages)
 		s := armSink(t, c, pages, nil)

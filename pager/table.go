@@ -356,6 +356,9 @@ func parseTable(b []byte, pages int, base *Table) (*Table, []byte, error) {
 	b = b[head:]
 
 	t := NewTable(pages)
+	// At most as many names as there is room for in b.
+	most := min(pages, len(b)/32)
+	t.names, t.uses = make([]Hash, 0, most), make([]uint32, 0, most)
 	for p := 0; p < pages; {
 		if len(b) < 5 {
 			return nil, nil, fmt.Errorf("%w: %w at page %d", ErrTable, errShort, p)

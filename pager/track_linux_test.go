@@ -100,10 +100,12 @@ func TestTrackAfterSink(t *testing.T) {
 	mem := testMemory(r, pages, 3)
 	c := startArmable(t, pages)
 	sink := armSink(t, c, pages, nil)
-	wait, _ := runSink(t, sink, newPipes(t, newTestSource(t, mem, nil)))
+	src := newTestSource(t, mem, nil)
+	wait, _ := runSink(t, sink, newPipes(t, src))
 	if err := wait(); err != nil {
 		t.Fatal(err)
 	}
+	src.Close()
 	tr := startTracker(t, c, pages)
 	c.do(childRequest{Op: "write", Pages: []PageNum{1, 2, 300}, Value: 7})
 	if got, err := tr.Scan(nil); err != nil || !slices.Equal(got, []Run{{1, 2}, {300, 1}}) {

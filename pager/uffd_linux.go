@@ -35,9 +35,6 @@ const (
 
 	uffdEventPagefault = 0x12
 
-	uffdFlagWP    = 1 << 1
-	uffdFlagMinor = 1 << 2
-
 	uffdMsgSize = 32
 )
 
@@ -199,16 +196,13 @@ func (u uffd) copy(dst uint64, src []byte) (n int, err error) {
 	return n, nil
 }
 
-var (
-	never  bool
-	heaped []byte
-)
+var never bool
 
 // onHeap makes the compiler believe that b is kept, so that no caller's b is
 // ever on a stack.
 func onHeap(b []byte) {
 	if never {
-		heaped = b
+		panic(b)
 	}
 }
 

@@ -10,8 +10,6 @@ import (
 // completeTimeout bounds how long a shell waits for names after a tab.
 const completeTimeout = time.Second
 
-type completer = func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective)
-
 // completeNodes offers the names of nodes for the first argument.
 func (a *app) completeNodes(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {
@@ -81,8 +79,7 @@ func (a *app) completing(cmd *cobra.Command) (context.Context, context.CancelFun
 	return ctx, cancel, true
 }
 
+// noFiles completes nothing, rather than with the names of files.
 func noFiles(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	return nil, cobra.ShellCompDirectiveNoFileComp
 }
-
-var _ completer = noFiles

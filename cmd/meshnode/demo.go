@@ -167,7 +167,7 @@ func demoTable(w io.Writer, r control.Demo) {
 			plural(int(h.PagesDemanded), "page"), millis(h.BlackoutMs), millis(h.ClientGapMs), millis(h.TotalMs))
 	}
 	fmt.Fprintf(w, "\n%d bodies took %d steps at %d a second while they moved %d times.\n", r.Bodies, r.Ticks, r.TickHz, len(r.Hops))
-	fmt.Fprintf(w, "The client waited at most %s longer than usual for a reply.\n", millis(gap))
+	fmt.Fprintf(w, "The client waited at most %s longer than usual for a reply; without a move, %s.\n", millis(gap), millis(r.SteadyGapMs))
 	verdict := "equal in every bit"
 	if !r.StateEqual {
 		verdict = "DIFFERENT"

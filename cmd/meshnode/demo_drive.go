@@ -20,6 +20,7 @@ import (
 func (d *demo) measure(ctx context.Context, m demoMesh) (control.Demo, error) {
 	res := control.Demo{Nodes: demoRoute[:len(demoRoute)-1], Bodies: d.bodies, TickHz: demoHz}
 	device := m["device"]
+	d.say("the device compiles the physics app and starts it")
 	if err := d.runWorker(ctx, device, demoWorker); err != nil {
 		return res, err
 	}
@@ -39,8 +40,17 @@ func (d *demo) measure(ctx context.Context, m demoMesh) (control.Demo, error) {
 	g.Go(func() error { return drv.receive(gctx) })
 	g.Go(func() error {
 		defer drv.stop()
-		hops, err := d.hops(gctx, device, drv)
-		res.Hops = hops
+		// The first step after a pause is no measure of the pace.
+		if err := drv.await(gctx, 1); err != nil {
+			return err
+		}
+		drv.mark()
+		if err := drv.await(gctx, d.hopTicks); err != nil {
+			return err
+		}
+		res.SteadyGapMs = control.Millis(drv.longest())
+		var err error
+		res.Hops, err = d.hops(gctx, device, drv)
 		return err
 	})
 	if err := g.Wait(); err != nil {
@@ -79,9 +89,6 @@ func (d *demo) runWorker(ctx context.Context, c *control.Client, name string) er
 // hops moves the worker along the route.
 func (d *demo) hops(ctx context.Context, c *control.Client, drv *driver) ([]control.DemoHop, error) {
 	var hops []control.DemoHop
-	if err := drv.await(ctx, d.hopTicks); err != nil {
-		return hops, err
-	}
 	for i := 1; i < len(demoRoute); i++ {
 		from, to := demoRoute[i-1], demoRoute[i]
 		drv.mark()
@@ -95,7 +102,7 @@ func (d *demo) hops(ctx context.Context, c *control.Client, drv *driver) ([]cont
 		if err := drv.await(ctx, d.hopTicks); err != nil {
 			return hops, err
 		}
-		gap := max(drv.longest()-drv.period, 0)
+		gap := drv.longest()
 		d.say("%s → %s: blackout %s, the client waited %s longer than usual", from, to, millis(mig.BlackoutMs), millis(control.Millis(gap)))
 		hops = append(hops, control.DemoHop{
 			From: from, To: to, MemoryBytes: mig.MemoryBytes, BytesOnWire: mig.BytesOnWire,
@@ -214,10 +221,11 @@ func (v *driver) mark() {
 	v.mu.Unlock()
 }
 
+// longest is the longest time between replies since mark, less the pace.
 func (v *driver) longest() time.Duration {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.gap
+	return max(v.gap-v.period, 0)
 }
 
 func replyError(r control.Reply, err error) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"meshnode/mesh"
+	"meshnode/node"
 	"meshnode/node/control"
 )
 
@@ -155,7 +156,10 @@ func (a *app) joinOffline(ctx context.Context, token string, via []string) (cont
 	defer lock.Close()
 	m, err := mesh.Enrol(ctx, mesh.EnrolConfig{Dir: a.stateDir, Token: token, Via: via})
 	if err != nil {
-		return control.JoinResult{}, enrolError(ctx, err)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return control.JoinResult{}, node.JoinError(err)
 	}
 	return control.JoinResult{
 		ID: string(m.ID), MeshID: m.MeshID, Tier: m.Tier.String(), Expires: m.Expires, Restart: true,
@@ -190,28 +194,6 @@ func (a *app) readToken(path string) (string, error) {
 func tokenError(err error) error {
 	e := usagef("%s", err)
 	e.Hint = "`meshnode token create` makes a token on the node that founded the mesh; pass it on whole"
-	return e
-}
-
-// enrolError says what a refused enrolment means for whoever asked.
-func enrolError(ctx context.Context, err error) error {
-	e := &control.Error{Code: control.CodeFailed, Message: err.Error()}
-	switch {
-	case errors.Is(err, mesh.ErrTokenMalformed):
-		return tokenError(err)
-	case errors.Is(err, mesh.ErrHaveMesh):
-		e.Code, e.Hint = control.CodeConflict, "`meshnode leave` takes this node out of it"
-	case errors.Is(err, mesh.ErrTokenUsed), errors.Is(err, mesh.ErrTokenExpired), errors.Is(err, mesh.ErrTokenForged):
-		e.Code, e.Hint = control.CodeDenied, "`meshnode token create` makes a new token on the node that founded the mesh"
-	case errors.Is(err, mesh.ErrForeignMesh):
-		e.Code, e.Hint = control.CodeDenied, "the token is from another mesh than the node that answered"
-	case errors.Is(err, mesh.ErrAuthorityUnreachable), errors.Is(err, mesh.ErrBusy):
-		e.Code, e.Hint = control.CodeUnreachable, "try again when it is back"
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case errors.Is(err, mesh.ErrInsecureKey):
-		e.Code = control.CodeDenied
-	}
 	return e
 }
 

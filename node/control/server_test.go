@@ -387,11 +387,13 @@ func TestLogsFollowAMove(t *testing.T) {
 
 func TestCallAndSend(t *testing.T) {
 	m := controltest.New("device")
-	m.Handler = func(msg control.Message) control.Reply {
-		if string(msg.Payload) == "fail" {
-			return control.Reply{Status: 7, Payload: []byte("why")}
+	m.NewHandler = func(string) controltest.Handler {
+		return func(msg control.Message) control.Reply {
+			if string(msg.Payload) == "fail" {
+				return control.Reply{Status: 7, Payload: []byte("why")}
+			}
+			return controltest.Echo(msg)
 		}
-		return controltest.Echo(msg)
 	}
 	m.Place("echo", "device")
 	c, socket := serve(t, m, "device")

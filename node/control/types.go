@@ -333,8 +333,13 @@ type Migration struct {
 	Epoch    uint64 `json:"epoch"`
 	// BlackoutMs is how long the worker ran nowhere, measured at the source
 	// from the freeze to the arrival of "running": an upper bound.
-	BlackoutMs    float64 `json:"blackoutMs"`
-	TotalMs       float64 `json:"totalMs"` // offer to drained
+	BlackoutMs float64 `json:"blackoutMs"`
+	TotalMs    float64 `json:"totalMs"` // offer to drained
+	// PrepareMs is the part before the freeze, while the worker ran at the
+	// source, and DrainMs the part after the blackout, while it ran at the
+	// destination and its memory followed.
+	PrepareMs     float64 `json:"prepareMs"`
+	DrainMs       float64 `json:"drainMs"`
 	MemoryBytes   uint64  `json:"memoryBytes"`
 	BytesOnWire   uint64  `json:"bytesOnWire"`
 	PagesDemanded uint64  `json:"pagesDemanded"`
@@ -349,15 +354,18 @@ type Migration struct {
 // Demo is the outcome of `meshnode demo`.
 type Demo struct {
 	Meta
-	Nodes      []string  `json:"nodes"`
-	Bodies     int       `json:"bodies"`
-	TickHz     int       `json:"tickHz"`
-	Ticks      int       `json:"ticks"`
-	Hops       []DemoHop `json:"hops"`
-	Digest     string    `json:"digest"`          // of the worker that moved
-	Reference  string    `json:"referenceDigest"` // of the one that did not
-	StateEqual bool      `json:"stateEqual"`
-	ElapsedMs  float64   `json:"elapsedMs"`
+	Nodes  []string  `json:"nodes"`
+	Bodies int       `json:"bodies"`
+	TickHz int       `json:"tickHz"`
+	Ticks  int       `json:"ticks"`
+	Hops   []DemoHop `json:"hops"`
+	// SteadyGapMs is what ClientGapMs is while nothing moves: what the machine
+	// itself does to the client.
+	SteadyGapMs float64 `json:"steadyGapMs"`
+	Digest      string  `json:"digest"`          // of the worker that moved
+	Reference   string  `json:"referenceDigest"` // of the one that did not
+	StateEqual  bool    `json:"stateEqual"`
+	ElapsedMs   float64 `json:"elapsedMs"`
 }
 
 // DemoHop is one move of the demo's worker.

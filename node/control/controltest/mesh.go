@@ -29,8 +29,8 @@ func Echo(m control.Message) control.Reply { return control.Reply{Payload: slice
 
 // A Mesh holds the nodes. Its fields may be changed between requests.
 type Mesh struct {
-	// Handler is what workers run; Echo if nil.
-	Handler Handler
+	// NewHandler makes what a worker runs; workers Echo if it is nil.
+	NewHandler func(worker string) Handler
 	// BeforeHome is called, if not nil, when a request for a single worker has
 	// arrived where it was located, before the worker is looked for there: the
 	// moment in which it can have moved away.
@@ -109,9 +109,9 @@ func (m *Mesh) Place(name, node string) {
 }
 
 func (m *Mesh) addLocked(name string, b *Backend) *worker {
-	h := m.Handler
-	if h == nil {
-		h = Echo
+	h := Handler(Echo)
+	if m.NewHandler != nil {
+		h = m.NewHandler(name)
 	}
 	w := &worker{handler: h, changed: make(chan struct{}), Worker: control.Worker{
 		ID: ID(name), Name: name, Module: strings.Repeat("ab", 32), Home: b.id, HomeName: b.name, Epoch: 1,
