@@ -198,7 +198,7 @@ func (b backend) CreateToken(_ context.Context, req control.TokenRequest) (contr
 				hint = fmt.Sprintf("ask node %s, which founded the mesh", m.Record.Name)
 			}
 		}
-		return control.Token{}, &control.Error{Code: control.CodeConflict, Message: err.Error(), Hint: hint}
+		return control.Token{}, &control.Error{Code: control.CodeDenied, Message: err.Error(), Hint: hint}
 	}
 	if err != nil {
 		return control.Token{}, err

@@ -548,7 +548,7 @@ func (m *moveOut) abandon(ctx context.Context, reason string) error {
 
 // lose ends the worker: here, or there, if it was the destination's already.
 func (m *moveOut) lose(a handover.Lose) {
-	if a.Epoch <= m.epoch {
+	if a.Epoch != m.epoch+1 { // the destination's epoch
 		m.n.lose(m.w, m.spec, a.Epoch, a.Reason)
 		return
 	}

@@ -25,7 +25,7 @@ type Backend interface {
 	// calls each with every one. An error of each ends it and is returned.
 	Ping(ctx context.Context, ref string, count int, each func(Ping) error) error
 
-	// CreateToken makes a join token; CodeConflict where this node is not the
+	// CreateToken makes a join token; CodeDenied where this node is not the
 	// mesh's authority, with a hint that names the one that is.
 	CreateToken(ctx context.Context, req TokenRequest) (Token, error)
 	// Join enrols this node in another mesh, Leave takes it out of its own.
