@@ -339,7 +339,7 @@ func FuzzRecord(f *testing.F) {
 }
 
 func FuzzReadMessage(f *testing.F) {
-	for _, v := range []any{hello{Endpoints: sampleRecord().Endpoints}, helloReply{true}, joinRequest{[]byte{1}, []byte{2}, []byte{3}},
+	for _, v := range []any{hello{Endpoints: sampleRecord().Endpoints, Boot: make([]byte, 8)}, helloReply{make([]byte, 8)}, joinRequest{[]byte{1}, []byte{2}, []byte{3}, true},
 		joinReply{Code: 3, Reason: "r", Cert: []byte{1}, Peers: []knownPeer{{"a", sampleRecord().Endpoints}}},
 		documentRequest{[]byte{1}}, documentReply{true, []byte("doc")}} {
 		var buf bytes.Buffer

@@ -49,6 +49,9 @@ type joinRequest struct {
 	TokenID []byte `cbor:"1,keyasint"`
 	Proof   []byte `cbor:"2,keyasint"`
 	Request []byte `cbor:"3,keyasint"` // PKCS #10
+	// Foreign says that the joiner holds a token for another mesh, and asks
+	// for nothing: both operators should know.
+	Foreign bool `cbor:"4,keyasint,omitempty"`
 }
 
 type joinReply struct {
@@ -211,13 +214,13 @@ func (e *enroller) serve(ctx context.Context, q *quic.Conn) {
 		err = ReadMessage(s, maxJoinRequest, &req)
 	}
 	if err != nil {
-		var ae *quic.ApplicationError
-		if errors.As(err, &ae) && ae.Remote && ae.ErrorCode == closeForeign {
-			refuse("the token is for another mesh")
-		} else {
-			refuse(connError(err))
-		}
+		refuse(connError(err))
 		q.CloseWithError(closeProtocol, "join request expected")
+		return
+	}
+	if req.Foreign {
+		refuse("the token is for another mesh")
+		q.CloseWithError(closeForeign, "the token is for another mesh")
 		return
 	}
 	reply, node, err := e.admit(ctx, &req)
@@ -350,6 +353,10 @@ type EnrolConfig struct {
 	Log *slog.Logger
 	// ListenPacket replaces net.ListenPacket, as in [Config].
 	ListenPacket func(network, address string) (net.PacketConn, error)
+	// Stage keeps the new membership beside the present one, if there is one,
+	// until [AdoptStaged] puts it in its place: for a node that goes on in its
+	// mesh until it is let into another.
+	Stage bool
 }
 
 // Enrol makes the node in cfg.Dir a member of the token's mesh. The errors are
@@ -379,6 +386,11 @@ func Enrol(ctx context.Context, cfg EnrolConfig) (*Membership, error) {
 	}
 	if len(names) == 0 {
 		return nil, fmt.Errorf("join: %w: the token names no endpoint; say which member to ask", ErrUnreachable)
+	}
+	if cfg.Stage {
+		if cfg.Dir, err = stage(cfg.Dir); err != nil {
+			return nil, fmt.Errorf("join: %w", err)
+		}
 	}
 	id, err := prepareDir(cfg.Dir)
 	if err != nil {
@@ -453,10 +465,29 @@ func (j *joiner) dial(ctx context.Context, a netip.AddrPort) (*quic.Conn, error)
 		return nil, err
 	}
 	if _, _, err := j.check(q); err != nil {
-		q.CloseWithError(closeForeign, "the token is for another mesh")
+		j.decline(ctx, q)
 		return nil, err
 	}
 	return q, nil
+}
+
+// decline tells a member of another mesh why nothing more comes. Closing alone
+// would not: the member's handshake may not be over.
+func (j *joiner) decline(ctx context.Context, q *quic.Conn) {
+	defer q.CloseWithError(closeForeign, "the token is for another mesh")
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	s, err := q.OpenStreamSync(ctx)
+	if err != nil {
+		return
+	}
+	if err := WriteMessage(s, joinRequest{Foreign: true}); err != nil {
+		return
+	}
+	select {
+	case <-q.Context().Done():
+	case <-ctx.Done():
+	}
 }
 
 // check verifies the chain a member showed against the token's pin.

@@ -376,7 +376,7 @@ func TestJoinFlood(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	tok := token(t, a, TokenRequest{})
+	tok := token(t, a, TokenRequest{Uses: maxTokenUses})
 	eventually(t, "all slots are taken", func() bool { return errors.Is(tryEnrol(t, tok), ErrBusy) })
 	for _, q := range open {
 		q.CloseWithError(0, "")

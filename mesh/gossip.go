@@ -504,6 +504,44 @@ func (d gossipDelegate) NotifyMsg(b []byte) {
 	}
 }
 
+// protoBye tells a peer directly that this node leaves; the peer closes the
+// stream to say that it has heard. Gossip alone may bring the news that the
+// node is gone before the reason.
+const protoBye = "mesh/bye"
+
+// byeWait bounds the wait for the peers to have heard.
+const byeWait = 500 * time.Millisecond
+
+func (m *Mesh) serveBye(_ context.Context, s *Stream) { m.noteBye(s.Peer()) }
+
+// sayBye tells every connected peer.
+func (t *transport) sayBye() {
+	ctx, cancel := context.WithTimeout(t.ctx, byeWait)
+	defer cancel()
+	var conns []*conn
+	t.mu.Lock()
+	for _, p := range t.peers {
+		if c := p.links[Urgent].current(); c != nil {
+			conns = append(conns, c)
+		}
+	}
+	t.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, c := range conns {
+		wg.Go(func() {
+			s, err := c.open(ctx, protoBye)
+			if err != nil {
+				return
+			}
+			defer s.Close()
+			stop := context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
+			defer stop()
+			_, _ = s.Read(make([]byte, 1))
+		})
+	}
+	wg.Wait()
+}
+
 // noteBye takes in that a node leaves. Whether it is really gone is for gossip
 // to say; this only tells why.
 func (m *Mesh) noteBye(id NodeID) {

@@ -188,3 +188,54 @@ func RemoveMembership(dir string) error {
 	}
 	return syncDir(dir)
 }
+
+// stageDir is where a membership waits to take another's place.
+const stageDir = "joining"
+
+// stage makes an empty stage with the node's own identity and returns its
+// directory.
+func stage(dir string) (string, error) {
+	id, err := LoadIdentity(dir)
+	if err != nil {
+		return "", err
+	}
+	staged := filepath.Join(dir, stageDir)
+	if err := os.RemoveAll(staged); err != nil {
+		return "", err
+	}
+	if err := makeDir(staged); err != nil {
+		return "", err
+	}
+	return staged, writeKey(filepath.Join(staged, identityFile), id.key, true)
+}
+
+// AdoptStaged puts a staged membership (see [EnrolConfig]) in the place of the
+// one in dir and reports whether there was one. No [Mesh] may be running on
+// dir. After a crash in between it is called again and goes on.
+func AdoptStaged(dir string) (bool, error) {
+	staged := filepath.Join(dir, stageDir)
+	have, err := HasMembership(staged)
+	if err != nil || !have {
+		return false, err
+	}
+	// Without a certificate in dir the old membership is gone already, and
+	// what else is there may be the new one's.
+	if old, err := HasMembership(dir); err != nil {
+		return false, err
+	} else if old {
+		if err := RemoveMembership(dir); err != nil {
+			return false, err
+		}
+	}
+	// The certificate comes last: until it has moved, the stage is what holds.
+	for _, name := range [...]string{storeFile, caCertFile, certFile} {
+		err := os.Rename(filepath.Join(staged, name), filepath.Join(dir, name))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, fmt.Errorf("adopt membership: %w", err)
+		}
+	}
+	if err := syncDir(dir); err != nil {
+		return false, err
+	}
+	return true, os.RemoveAll(staged)
+}

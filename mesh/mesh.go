@@ -361,6 +361,7 @@ func New(cfg Config) (*Mesh, error) {
 	m.t.handlers[protoPing] = servePing
 	m.t.handlers[protoDocument] = m.serveDocument
 	m.t.handlers[protoEnrol] = e.serveRelayed
+	m.t.handlers[protoBye] = m.serveBye
 
 	m.own = m.findEndpoints(context.Background())
 	if err := m.sealRecordLocked(); err != nil {
@@ -454,6 +455,7 @@ func (m *Mesh) leave() {
 	if m.alone() {
 		return
 	}
+	m.t.sayBye()
 	m.publish(publishBye, []byte(m.ms.ID))
 	if err := m.ml.Leave(leaveTimeout); err != nil {
 		m.log.Debug("left without an answer", "err", err)

@@ -148,8 +148,11 @@ func (s *Stream) wrap(err error) error {
 		if !se.Remote {
 			return fmt.Errorf("stream %s: %w", s.protocol, net.ErrClosed)
 		}
-		if se.ErrorCode == resetUnknownProtocol {
+		switch se.ErrorCode {
+		case resetUnknownProtocol:
 			return fmt.Errorf("stream %s to %s: %w", s.protocol, s.conn.peer.id, ErrUnknownProtocol)
+		case resetShutdown:
+			return fmt.Errorf("stream %s to %s: %w: it is leaving", s.protocol, s.conn.peer.id, ErrUnreachable)
 		}
 		return &ResetError{Code: uint64(se.ErrorCode)}
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -92,13 +93,21 @@ const (
 const maxCandidates = 2*maxEndpoints + 2
 
 // A transport keeps at most one connection in use for each peer and class,
-// over one socket. Where the two sides call each other at the same moment, the
-// call of the lower id stands. Where a peer calls although there is a
-// connection, that one has failed in the peer's eyes: the new one is used, and
-// the old one stays for the streams on it as long as it answers.
+// over one socket, and does not insist on it at once:
+//
+//   - A call from a peer is always taken: it may be the only way to reach it,
+//     and a connection that exists already may have failed in the peer's eyes.
+//     (Refusing calls while calling oneself was tried, to keep one connection
+//     where both call at the same moment. With a peer behind a NAT, or at a new
+//     address, the own call never arrives, and the two never met.)
+//   - The newest connection is the one in use. Older ones stay for the streams
+//     on them, as long as they answer a ping.
+//   - Of connections nobody uses, only the lower id closes the superseded ones:
+//     the two sides may differ in which came last, and would close both.
 type transport struct {
 	ms   *Membership
 	id   NodeID
+	boot bootID
 	log  *slog.Logger
 	gate logGate // for what strangers can cause
 
@@ -126,6 +135,9 @@ type transport struct {
 	windows map[*quic.Conn]uint64 // growth granted
 	granted uint64                // sum of windows
 }
+
+// A bootID tells one run of a node's process from the next.
+type bootID [8]byte
 
 // A peer is what the transport knows of a node. Its fields are guarded by
 // transport.mu.
@@ -164,6 +176,7 @@ type conn struct {
 	class   Class
 	q       *quic.Conn
 	dialled bool // by this node
+	boot    bootID
 	since   time.Time
 
 	streams  atomic.Int64
@@ -173,10 +186,10 @@ type conn struct {
 
 // An attempt is a dialling under way, for everyone who waits for it.
 type attempt struct {
-	cancel context.CancelFunc
-	done   chan struct{} // closed when conn or err is set
-	conn   *conn
-	err    error
+	anew context.CancelFunc // ends the calls under way; guarded by transport.mu
+	done chan struct{}      // closed when conn or err is set
+	conn *conn
+	err  error
 }
 
 // epoch is what lastUsed counts from, on the monotonic clock.
@@ -245,6 +258,7 @@ func newTransport(ms *Membership, cfg *Config, pc net.PacketConn) *transport {
 		windows:  make(map[*quic.Conn]uint64),
 	}
 	t.gate.limit = rate.NewLimiter(rate.Every(time.Second), 10)
+	rand.Read(t.boot[:])
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	// With a key that survives a restart, peers that still hold connections to
 	// the earlier process hear at the first packet that they are gone.
@@ -501,10 +515,15 @@ func (t *transport) learn(id NodeID, eps []netip.AddrPort) {
 	changed := !slices.Equal(p.record, eps)
 	first := p.record == nil
 	p.record = slices.Clone(eps)
+	var stale []Class
 	if changed {
 		p.retryAt = time.Time{}
+		for i := range p.links {
+			if a := p.links[i].dialing; a != nil {
+				a.anew() // what it is calling may be an old address
+			}
+		}
 	}
-	var stale []Class
 	for class := range Class(classes) {
 		c := p.links[class].current()
 		if changed && !first && c != nil && c.dialled && len(eps) > 0 && !slices.Contains(eps, c.endpoint()) {
@@ -677,27 +696,24 @@ func (t *transport) dialLocked(p *peer, class Class) *attempt {
 	if l.dialing != nil {
 		return l.dialing
 	}
-	ctx, cancel := context.WithTimeout(t.ctx, dialTimeout)
-	a := &attempt{cancel: cancel, done: make(chan struct{})}
+	a := &attempt{done: make(chan struct{}), anew: func() {}}
 	l.dialing = a
-	cands := p.candidatesLocked()
 	t.wg.Add(1)
 	go func() {
 		defer t.wg.Done()
+		ctx, cancel := context.WithTimeout(t.ctx, dialTimeout)
 		defer cancel()
-		err := t.dial(ctx, p, class, cands)
+		q, err := t.call(ctx, a, p, class)
 		if err == nil {
-			// Registered, or refused by a peer that is calling us right now.
-			select {
-			case <-a.done:
-			case <-ctx.Done():
-				err = fmt.Errorf("%w: its own call did not arrive", ErrUnreachable)
-			}
+			err = t.greet(ctx, q, class)
+		}
+		if err == nil {
+			return // registered, which settled the attempt
 		}
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if l.dialing != a {
-			return // settled: connected
+			return // settled by the peer's call
 		}
 		p.failing = len(l.conns) == 0
 		p.retryAt = time.Now().Add(t.backoff)
@@ -706,27 +722,45 @@ func (t *transport) dialLocked(p *peer, class Class) *attempt {
 	return a
 }
 
-// settleLocked ends the attempt under way on l, if any.
+// settleLocked gives those who wait for the attempt on l, if any, its result.
 func (t *transport) settleLocked(l *link, c *conn, err error) {
-	if a := l.dialing; a != nil {
-		l.dialing = nil
-		a.conn, a.err = c, err
-		close(a.done)
-		a.cancel()
+	a := l.dialing
+	if a == nil {
+		return
 	}
+	l.dialing = nil
+	a.conn, a.err = c, err
+	close(a.done)
+	// A call that has not been answered yet is given up. One that has been is
+	// completed, since the peer may be using it already.
+	a.anew()
 }
 
-// dial sets up a connection to p and registers it. A nil error without a
-// connection registered means that the peer's own call will arrive.
-func (t *transport) dial(ctx context.Context, p *peer, class Class, cands []netip.AddrPort) error {
-	if len(cands) == 0 {
-		return fmt.Errorf("%w: no endpoint of it is known", ErrUnreachable)
+// call tries the endpoints of p, and starts over when others become known. It
+// gives up when the attempt is settled otherwise.
+func (t *transport) call(ctx context.Context, a *attempt, p *peer, class Class) (*quic.Conn, error) {
+	for {
+		once, stop := context.WithCancel(ctx)
+		t.mu.Lock()
+		settled := p.links[class].dialing != a
+		a.anew = stop
+		cands := p.candidatesLocked()
+		t.mu.Unlock()
+		if settled {
+			stop()
+			return nil, fmt.Errorf("%w: the peer's call was faster", ErrUnreachable)
+		}
+		if len(cands) == 0 {
+			stop()
+			return nil, fmt.Errorf("%w: no endpoint of it is known", ErrUnreachable)
+		}
+		q, err := race(once, cands, t.dialer(class, p.id))
+		again := once.Err() != nil && ctx.Err() == nil
+		stop()
+		if err == nil || !again {
+			return q, err
+		}
 	}
-	q, err := race(ctx, cands, t.dialer(class, p.id))
-	if err != nil {
-		return err
-	}
-	return t.greet(ctx, q, class)
 }
 
 // race tries endpoints one after the other, each with a short head start, and
@@ -804,11 +838,11 @@ const maxHello = 1024
 
 type hello struct {
 	Endpoints endpointList `cbor:"1,keyasint,omitempty"` // the caller's own
+	Boot      []byte       `cbor:"2,keyasint"`
 }
 
 type helloReply struct {
-	// Duplicate refuses: this side is calling too, and its id is lower.
-	Duplicate bool `cbor:"1,keyasint,omitempty"`
+	Boot []byte `cbor:"1,keyasint"`
 }
 
 // greet completes a connection this node dialled.
@@ -818,7 +852,7 @@ func (t *transport) greet(ctx context.Context, q *quic.Conn, class Class) error 
 		q.CloseWithError(closeForeign, "certificate of another mesh")
 		return err
 	}
-	dup, err := t.sayHello(ctx, q)
+	r, err := t.sayHello(ctx, q)
 	if err != nil {
 		if q.Context().Err() != nil {
 			err = context.Cause(q.Context())
@@ -826,38 +860,37 @@ func (t *transport) greet(ctx context.Context, q *quic.Conn, class Class) error 
 		q.CloseWithError(closeProtocol, "no answer to hello")
 		return fmt.Errorf("%v: %w", endpointOf(q.RemoteAddr()), connError(err))
 	}
-	if dup {
-		q.CloseWithError(closeSuperseded, "the peer's call stands")
-		return nil
-	}
-	if !t.register(q, cert, class, true) {
-		q.CloseWithError(closeSuperseded, "another connection was faster")
+	if !t.register(q, cert, class, true, bootID(r.Boot)) {
+		q.CloseWithError(closeLeaving, "node is leaving")
+		return ErrClosed
 	}
 	return nil
 }
 
-func (t *transport) sayHello(ctx context.Context, q *quic.Conn) (duplicate bool, err error) {
+func (t *transport) sayHello(ctx context.Context, q *quic.Conn) (r helloReply, err error) {
 	s, err := q.OpenStreamSync(ctx)
 	if err != nil {
-		return false, err
+		return r, err
 	}
 	stop := context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	defer s.CancelRead(resetClosed)
 	if _, err := s.Write(appendHeader(nil, protoHello)); err != nil {
-		return false, err
+		return r, err
 	}
-	if err := WriteMessage(s, hello{Endpoints: t.endpoints()}); err != nil {
-		return false, err
+	if err := WriteMessage(s, hello{Endpoints: t.endpoints(), Boot: t.boot[:]}); err != nil {
+		return r, err
 	}
 	if err := s.Close(); err != nil {
-		return false, err
+		return r, err
 	}
-	var r helloReply
 	if err := ReadMessage(s, maxHello, &r); err != nil {
-		return false, err
+		return r, err
 	}
-	return r.Duplicate, nil
+	if len(r.Boot) != len(bootID{}) {
+		return r, fmt.Errorf("%w: boot id of %d bytes", ErrMalformed, len(r.Boot))
+	}
+	return r, nil
 }
 
 // serveInbound serves a connection that completed its handshake.
@@ -912,30 +945,31 @@ func (t *transport) answerHello(q *quic.Conn, cert peerCert, class Class) error 
 	if err := ReadMessage(s, maxHello, &h); err != nil {
 		return err
 	}
-	var r helloReply
-	if cert.id == t.id {
-		r.Duplicate = true // this node called itself; it notices by the id
-	} else {
-		t.mu.Lock()
-		p := t.peerLocked(cert.id)
-		if p.record == nil && len(h.Endpoints) > 0 {
-			p.remembered = h.Endpoints // until gossip brings its record
-		}
-		r.Duplicate = p.links[class].dialing != nil && t.id < cert.id
-		t.mu.Unlock()
-		if !r.Duplicate && !t.register(q, cert, class, false) {
-			return ErrClosed
-		}
+	if len(h.Boot) != len(bootID{}) {
+		return fmt.Errorf("%w: boot id of %d bytes", ErrMalformed, len(h.Boot))
 	}
+	if cert.id == t.id {
+		return errors.New("called by myself")
+	}
+	t.mu.Lock()
+	p := t.peerLocked(cert.id)
+	// What it says now counts more than what was remembered; its record, when
+	// gossip brings it, counts more.
+	p.remembered = mergeEndpoints(nil, append(h.Endpoints, p.remembered...)...)
+	t.mu.Unlock()
+	if !t.register(q, cert, class, false, bootID(h.Boot)) {
+		return ErrClosed
+	}
+	r := helloReply{Boot: t.boot[:]}
 	if err := WriteMessage(s, r); err != nil {
 		return err
 	}
-	return s.Close()
+	_ = s.Close() // the caller may have read all it needs, and said so
+	return nil
 }
 
-// register puts a connection to use. It reports false when the mesh is
-// closing, or when this node dialled and another connection came up meanwhile.
-func (t *transport) register(q *quic.Conn, cert peerCert, class Class, dialled bool) bool {
+// register puts a connection to use. It reports false when the mesh is closing.
+func (t *transport) register(q *quic.Conn, cert peerCert, class Class, dialled bool, boot bootID) bool {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
@@ -943,13 +977,18 @@ func (t *transport) register(q *quic.Conn, cert peerCert, class Class, dialled b
 	}
 	p := t.peerLocked(cert.id)
 	l := &p.links[class]
-	if dialled && l.dialing == nil && l.current() != nil && l.current().alive() {
-		t.mu.Unlock()
-		return false
-	}
-	c := &conn{t: t, peer: p, class: class, q: q, dialled: dialled, since: time.Now()}
+	c := &conn{t: t, peer: p, class: class, q: q, dialled: dialled, boot: boot, since: time.Now()}
 	c.touch()
-	old := slices.Clone(l.conns)
+	var old, dead []*conn
+	for i := range p.links {
+		for _, o := range p.links[i].conns {
+			if o.boot != boot {
+				dead = append(dead, o)
+			} else if o.class == class && o.streams.Load() > 0 {
+				old = append(old, o)
+			}
+		}
+	}
 	l.conns = append(l.conns, c)
 	p.observed = c.endpoint()
 	p.failing, p.left = false, false
@@ -966,9 +1005,10 @@ func (t *transport) register(q *quic.Conn, cert peerCert, class Class, dialled b
 	// The peer called although it had a connection, or this node did: does the
 	// old one still work?
 	for _, o := range old {
-		if o.streams.Load() > 0 {
-			t.probe(o)
-		}
+		t.probe(o)
+	}
+	for _, o := range dead {
+		t.goes(func() { t.shut(o, closeSuperseded, "the peer has restarted") })
 	}
 	return true
 }
@@ -1030,6 +1070,11 @@ func (t *transport) serveStream(s *Stream) {
 	stop := context.AfterFunc(t.ctx, cancel)
 	defer stop()
 	h(ctx, s)
+	if t.ctx.Err() != nil {
+		// Stopping, the handler may have returned half way: that must not look
+		// like a proper end.
+		s.Reset(resetShutdown)
+	}
 }
 
 // gone takes a dead connection out of use.
@@ -1094,7 +1139,7 @@ func (t *transport) reap() {
 				case i < len(l.conns)-1 && time.Since(l.current().since) > reapInterval:
 					if busy {
 						probe = append(probe, c)
-					} else {
+					} else if t.id < p.id {
 						close = append(close, doomed{c, closeSuperseded, "superseded"})
 					}
 				case i == len(l.conns)-1 && !busy && c.idleFor() > limit:
