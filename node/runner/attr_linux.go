@@ -8,3 +8,7 @@ import "syscall"
 func childAttr() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
+
+// ownBinary is the binary that runs, also when its file has been replaced by
+// another version, which would speak to us differently.
+func ownBinary() (string, error) { return "/proc/self/exe", nil }

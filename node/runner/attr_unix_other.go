@@ -2,7 +2,10 @@
 
 package runner
 
-import "syscall"
+import (
+	"os"
+	"syscall"
+)
 
 // childAttr puts the child in a process group of its own, so that a Ctrl-C on
 // the node's terminal reaches the node alone, which then decides. The child ends
@@ -10,3 +13,5 @@ import "syscall"
 func childAttr() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true}
 }
+
+func ownBinary() (string, error) { return os.Executable() }

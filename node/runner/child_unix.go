@@ -39,6 +39,9 @@ func childEnv() []string {
 		// not be preempted by them anyway.
 		// The number of threads is set above: no need to watch cgroups.
 		"GODEBUG=asyncpreemptoff=1,containermaxprocs=0,updatemaxprocs=0",
+		// Between events with large payloads the heap is small, and would be
+		// collected at each of them.
+		"GOGC=400",
 		"GOMEMLIMIT=256MiB",
 		"GOTRACEBACK=single",
 	}
@@ -46,7 +49,7 @@ func childEnv() []string {
 
 // Main is the child's entry. It returns the process's exit code.
 func Main() int {
-	c := &child{link: newLink(childSocket)}
+	c := &child{link: newLink(childSocket, childKeep)}
 	if err := c.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "runner:", err)
 		return 2
@@ -168,7 +171,7 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 	if !s.Interpreter {
 		// The compiler where it is supported.
 		config = wazero.NewRuntimeConfig()
-		info.Compiler = compilerSupported()
+		info.Compiler = CompilerSupported()
 	}
 	if s.CacheDir != "" {
 		cache, err := wazero.NewCompilationCacheWithDir(s.CacheDir)

@@ -13,10 +13,10 @@ import (
 // addressOf returns where a mapping lies.
 func addressOf(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }
 
-// compilerSupported says whether wazero compiles on this machine rather than
+// CompilerSupported says whether wazero compiles on this machine rather than
 // interprets. It decides the same way but does not tell (its internal package
 // platform, CompilerSupports).
-func compilerSupported() bool {
+func CompilerSupported() bool {
 	switch runtime.GOOS {
 	case "linux", "darwin", "freebsd", "netbsd":
 		if runtime.GOARCH == "arm64" {

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -98,7 +99,7 @@ type logLine struct {
 }
 
 var (
-	encMode = must(cbor.EncOptions{}.EncMode())
+	encMode = must(cbor.EncOptions{}.UserBufferEncMode())
 	// decMode's limits are those of the largest honest message; the frame's
 	// length bounds strings.
 	decMode = must(cbor.DecOptions{
@@ -124,19 +125,18 @@ func must[T any](v T, err error) T {
 
 var errFrame = errors.New("malformed runner message")
 
-// appendFrame appends a message to b. body nil means an empty body.
-func appendFrame(b []byte, typ byte, body any) ([]byte, error) {
-	start := len(b)
-	b = append(b, 0, 0, 0, 0, typ)
+// putFrame puts a message into b, in place of what is there. body nil means an
+// empty body.
+func putFrame(b *bytes.Buffer, typ byte, body any) error {
+	b.Reset()
+	b.Write([]byte{0, 0, 0, 0, typ})
 	if body != nil {
-		enc, err := encMode.Marshal(body)
-		if err != nil {
-			return b[:start], fmt.Errorf("encode message %#x: %w", typ, err)
+		if err := encMode.MarshalToBuffer(body, b); err != nil {
+			return fmt.Errorf("encode message %#x: %w", typ, err)
 		}
-		b = append(b, enc...)
 	}
-	binary.BigEndian.PutUint32(b[start:], uint32(len(b)-start-4))
-	return b, nil
+	binary.BigEndian.PutUint32(b.Bytes(), uint32(b.Len()-4))
+	return nil
 }
 
 // frameSize reads a header and returns the length of the body that follows it.

@@ -122,7 +122,7 @@ func counter() []byte {
 			LocalGet(3),
 			LocalGet(3), I64Load, LocalGet(4), I64Const(-7046029254386353131), Op(0x7e), I64Add, LocalGet(4), Op(0x85), I64Store,
 			LocalGet(4), I64Const(1), I64Add, Op(0x22, 4), Op(0xa7), LocalSet(3),
-			LocalGet(4), I64Const(5_000_000), Op(0x54), BrIf(0), End, I32Const(0), Return),
+			LocalGet(4), I64Const(100_000), Op(0x54), BrIf(0), End, I32Const(0), Return),
 		on(doDeep, I32Const(0), LocalGet(1), I32Const(0), Invoke(handler), Return),
 		on(doSleep, I32Const(512), I32Const(1024), I32Const(1), I32Const(2000), Invoke(poll), Return),
 		on(doClose, I32Const(1), Invoke(closeFD), Return),

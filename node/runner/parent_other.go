@@ -22,6 +22,10 @@ func Main() int {
 	return 2
 }
 
+// CompilerSupported says whether wazero compiles here; without runners it does
+// not matter.
+func CompilerSupported() bool { return false }
+
 // The methods of a Runner that Start never returned.
 func (r *Runner) Init(context.Context) error                   { return ErrUnsupported }
 func (r *Runner) Clear(context.Context) error                  { return ErrUnsupported }

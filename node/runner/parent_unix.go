@@ -26,11 +26,13 @@ type Runner struct {
 	memory *memory
 	region Region
 	info   ready
-	stderr *tail
+	stderr *tail // of the process
 
 	// turn holds a token: who sends to it may use link, one request at a time.
 	turn chan struct{}
 	link *link
+	// said is what the worker wrote to its own standard error in this request.
+	said tail
 
 	done chan struct{} // closed when the process is gone and exit is set
 
@@ -69,7 +71,7 @@ func start(ctx context.Context, cfg Config) (_ *Runner, err error) {
 		return nil, err
 	}
 	if cfg.Exe == "" {
-		if cfg.Exe, err = os.Executable(); err != nil {
+		if cfg.Exe, err = ownBinary(); err != nil {
 			return nil, fmt.Errorf("find own binary: %w", err)
 		}
 	}
@@ -101,7 +103,7 @@ func start(ctx context.Context, cfg Config) (_ *Runner, err error) {
 		log:    cfg.Logger,
 		limit:  cfg.MemoryLimit,
 		memory: mem,
-		stderr: newTail(),
+		stderr: new(tail),
 		turn:   make(chan struct{}, 1),
 		done:   make(chan struct{}),
 	}
@@ -112,10 +114,23 @@ func start(ctx context.Context, cfg Config) (_ *Runner, err error) {
 	}
 	if err := r.setUp(ctx, cfg); err != nil {
 		r.Close()
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // and not an event that took too long
+		}
 		return nil, err
 	}
 	return r, nil
 }
+
+// parentKeep and childKeep are the largest message buffers kept between
+// messages, in bytes. A node has many runners, and one large message to each
+// must not cost it a megabyte each for good; a child that has had one large
+// message is likely to have another, and making large buffers anew each time
+// costs more than the event.
+const (
+	parentKeep = 64 << 10
+	childKeep  = 4 << 20
+)
 
 // spawn starts the child process.
 func (r *Runner) spawn(exe string) error {
@@ -124,7 +139,7 @@ func (r *Runner) spawn(exe string) error {
 		return err
 	}
 	defer theirs.Close()
-	cmd := exec.Command(exe, ChildArg)
+	cmd := &exec.Cmd{Path: exe, Args: []string{"meshnode", ChildArg}}
 	cmd.Env = childEnv()
 	cmd.Dir = "/"
 	cmd.Stderr = r.stderr
@@ -141,7 +156,7 @@ func (r *Runner) spawn(exe string) error {
 		return fmt.Errorf("run %s: %w", exe, err)
 	}
 	r.cmd = cmd
-	r.link = newLink(ours)
+	r.link = newLink(ours, parentKeep)
 	r.region.PID = cmd.Process.Pid
 	go r.wait()
 	return nil
@@ -163,7 +178,9 @@ func (r *Runner) wait() {
 		}
 		exit = &ExitError{Kind: Crashed, Reason: reason}
 	}
-	exit.Stderr = r.stderr.lines()
+	if exit.Stderr == nil {
+		exit.Stderr = r.stderr.lines()
+	}
 	r.exit = exit
 	r.mu.Unlock()
 	r.log.Debug("runner ended", "pid", r.region.PID, "kind", exit.Kind, "reason", exit.Reason)
@@ -279,6 +296,7 @@ func (r *Runner) ended() error {
 
 // exchange is request without its care for ctx. The caller holds the turn.
 func (r *Runner) exchange(typ byte, body any, want byte, answer any) error {
+	r.said.reset()
 	if err := r.link.write(typ, body); err != nil {
 		return r.broken(nil)
 	}
@@ -296,7 +314,11 @@ func (r *Runner) exchange(typ byte, body any, want byte, answer any) error {
 			if err := decode(b, &line); err != nil {
 				return r.broken(err)
 			}
-			r.onLog(line.log())
+			l := line.log()
+			if l.Source == "stderr" {
+				r.said.line(l.Text)
+			}
+			r.onLog(l)
 		case msgFailed:
 			var f failed
 			if err := decode(b, &f); err != nil {
@@ -319,7 +341,7 @@ func (r *Runner) exchange(typ byte, body any, want byte, answer any) error {
 			}
 			// The worker's memory may be half way through an event: it never
 			// runs again.
-			r.stop(&ExitError{Kind: s.Kind, Reason: clip(s.Reason, maxReason), Code: s.Code, Stack: clip(s.Stack, maxReason)})
+			r.stop(&ExitError{Kind: s.Kind, Reason: clip(s.Reason, maxReason), Code: s.Code, Stack: clip(s.Stack, maxReason), Stderr: r.said.lines()})
 			<-r.done
 			return r.Err()
 		case want:

@@ -75,8 +75,8 @@ var (
 
 // Config says what to run and how.
 type Config struct {
-	// Exe is the binary to run as the child; the current one if empty. Its main
-	// must call Main when os.Args[1] is ChildArg.
+	// Exe is the path of the binary to run as the child; the current one if
+	// empty. Its main must call Main when os.Args[1] is ChildArg.
 	Exe string
 	// ModulePath is the module as its author published it; the child checks it
 	// and rewrites it (package suspend) itself, so that its bytes are parsed in
@@ -230,8 +230,9 @@ type ExitError struct {
 	Code uint32
 	// Stack is the WebAssembly call stack at the trap, innermost first.
 	Stack string
-	// Stderr holds the last lines the child process wrote to its standard
-	// error.
+	// Stderr holds the first and the last lines that the worker wrote to its
+	// standard error in the event that ended it, or if its process crashed,
+	// what that wrote.
 	Stderr []string
 	// Err is ErrEventTimeout, ErrCancelled or nil.
 	Err error
@@ -240,7 +241,7 @@ type ExitError struct {
 func (e *ExitError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "worker %s: %s", e.Kind, e.Reason)
-	if e.Kind == Crashed && len(e.Stderr) > 0 {
+	if e.Kind != Killed && len(e.Stderr) > 0 {
 		fmt.Fprintf(&b, " (%s)", e.Stderr[0])
 	}
 	return b.String()

@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -32,14 +31,17 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case ChildArg:
 			os.Exit(Main())
-		case "__parent":
-			os.Exit(parentMain())
-		case "__sandbox":
-			os.Exit(sandboxMain())
+		default:
+			if f := otherMains[os.Args[1]]; f != nil {
+				os.Exit(f())
+			}
 		}
 	}
 	goleak.VerifyTestMain(m)
 }
+
+// otherMains are what else the test binary can be, on some systems.
+var otherMains = map[string]func() int{}
 
 // logs collects a worker's log.
 type logs struct {
@@ -142,7 +144,7 @@ func exitOf(tb testing.TB, r *Runner, err error) *ExitError {
 // engines runs a test with the compiler, where there is one, and interpreted.
 func engines(t *testing.T, test func(t *testing.T, cfg Config)) {
 	t.Run("compiler", func(t *testing.T) {
-		if !compilerSupported() {
+		if !CompilerSupported() {
 			t.Skip("wazero does not compile for this machine")
 		}
 		test(t, Config{})
@@ -633,7 +635,7 @@ func TestCrash(t *testing.T) {
 // A worker's process that is no longer what it should be must not hurt the node.
 func TestHostileChild(t *testing.T) {
 	frame := func(typ byte, body any) []byte {
-		b, err := appendFrame(nil, typ, body)
+		b, err := frameOf(typ, body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -663,7 +665,7 @@ func TestHostileChild(t *testing.T) {
 			}
 			defer theirs.Close()
 			old := r.link
-			r.link = newLink(ours)
+			r.link = newLink(ours, parentKeep)
 			written := make(chan error, 1)
 			go func() {
 				_, err := theirs.Write(answer)
@@ -731,61 +733,6 @@ func TestIsolation(t *testing.T) {
 	}
 	if link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", r.Region().UFFD)); r.Region().UFFD >= 0 && link != "anon_inode:[userfaultfd]" {
 		t.Errorf("userfaultfd is %s, %v", link, err)
-	}
-}
-
-// parentMain is a node that starts a worker, says its process id, and dies.
-func parentMain() int {
-	r, err := Start(context.Background(), Config{ModulePath: os.Args[2], MemoryLimit: 8 << 20})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if err := r.Init(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	fmt.Println(r.Region().PID)
-	if len(os.Args) > 3 {
-		_, err = r.Call(context.Background(), Event{ID: doLoop})
-	} else {
-		select {}
-	}
-	return 0
-}
-
-// A worker does not outlive its node, be it idle or busy.
-func TestParentDies(t *testing.T) {
-	for _, args := range [][]string{nil, {"busy"}} {
-		cmd := exec.Command(os.Args[0], append([]string{"__parent", moduleFile(t, counter())}, args...)...)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		var pid int
-		if _, err := fmt.Fscan(out, &pid); err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Wait() // killed
-		// It is not our child: all there is to wait for is that it is gone, or
-		// a zombie of whoever reaps it.
-		for {
-			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-			if err != nil || bytes.Contains(stat, []byte(") Z ")) {
-				break
-			}
-			if err := unix.Kill(pid, 0); err == unix.ESRCH {
-				break
-			}
-			time.Sleep(time.Millisecond)
-		}
 	}
 }
 

@@ -2,24 +2,26 @@ package runner
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+func init() {
+	otherMains["__sandbox"] = sandboxMain
+	otherMains["__parent"] = parentMain
+}
+
 // sandboxMain locks itself down and says what it still can do.
 func sandboxMain() int {
-	r, w, err := os.Pipe()
-	if err != nil {
-		fmt.Println(err)
-		return 1
-	}
 	if err := lockDown(); err != nil {
 		fmt.Println("unsupported:", err)
 		return 0
@@ -77,21 +79,16 @@ func sandboxMain() int {
 		return unix.Munmap(b)
 	})
 	try("threads", func() error {
-		done := make(chan struct{})
+		var all, ended sync.WaitGroup
+		all.Add(20)
 		for range 20 {
-			go func() {
-				buf := make([]byte, 1)
-				_, _ = r.Read(buf)
-				done <- struct{}{}
-			}()
+			ended.Go(func() {
+				runtime.LockOSThread() // a thread for each
+				all.Done()
+				all.Wait()
+			})
 		}
-		time.Sleep(time.Millisecond)
-		if _, err := w.Write(make([]byte, 20)); err != nil {
-			return err
-		}
-		for range 20 {
-			<-done
-		}
+		ended.Wait()
 		return nil
 	})
 	return 0
@@ -115,5 +112,66 @@ func TestSandbox(t *testing.T) {
 	}
 	if lines < 20 {
 		t.Errorf("%d lines:\n%s", lines, out)
+	}
+}
+
+// parentMain is a node that starts a worker, says its process id, and dies.
+func parentMain() int {
+	r, err := Start(context.Background(), Config{ModulePath: os.Args[2], MemoryLimit: 8 << 20})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := r.Init(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println(r.Region().PID)
+	if len(os.Args) > 3 {
+		_, err := r.Call(context.Background(), Event{ID: doLoop})
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	select {}
+}
+
+// A worker does not outlive its node, be it idle or busy.
+func TestParentDies(t *testing.T) {
+	for _, args := range [][]string{nil, {"busy"}} {
+		cmd := exec.Command(os.Args[0], append([]string{"__parent", moduleFile(t, counter())}, args...)...)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var pid int
+		if _, err := fmt.Fscan(out, &pid); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait() // killed
+		// It is not our child, so it cannot be waited for otherwise.
+		pidfd, err := unix.PidfdOpen(pid, 0)
+		if err == unix.ESRCH {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for {
+			_, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, -1)
+			if err == nil {
+				break
+			}
+			if err != unix.EINTR {
+				t.Fatal(err)
+			}
+		}
+		unix.Close(pidfd)
 	}
 }

@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// A tail keeps the end of what a child wrote to its standard error, where a Go
-// runtime that crashes says why: the first lines, which name the reason, and
-// the last ones.
+// A tail keeps the two ends of what was written to a standard error: the first
+// lines, where a crash names its reason, and the last ones. The zero tail is
+// empty.
 type tail struct {
 	mu   sync.Mutex
 	head []byte
@@ -18,8 +18,6 @@ const (
 	tailHead = 2 << 10 // bytes
 	tailLast = 4 << 10 // bytes
 )
-
-func newTail() *tail { return &tail{} }
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
@@ -38,6 +36,19 @@ func (t *tail) Write(p []byte) (int, error) {
 		t.last = t.last[:copy(t.last, t.last[over:])]
 	}
 	return n, nil
+}
+
+// line adds a line.
+func (t *tail) line(s string) {
+	_, _ = t.Write([]byte(s)) // never fails
+	_, _ = t.Write([]byte{'\n'})
+}
+
+// reset forgets everything.
+func (t *tail) reset() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.head, t.last = t.head[:0], t.last[:0]
 }
 
 // lines returns what is kept, one line each.

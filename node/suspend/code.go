@@ -41,92 +41,140 @@ func (m *parse) readBody(function uint32) {
 		m.valueType()
 	}
 
+	// Nearly all of a module's bytes pass through this loop, so the common
+	// immediates, of one byte, are passed right here; the rest, and whatever is
+	// wrong, is left to the reader's methods, for which pos is kept.
+	code := m.b[:m.end]
+	p := m.pos
 	for depth := 1; depth > 0; {
-		at := m.pos
-		op := m.byte()
-		imm := opImmediate[op]
-		var sub uint32
-		switch imm {
-		case immPrefixFC:
-			sub = m.u32()
-			imm = immUnknown
-			if sub < uint32(len(fcImmediate)) {
-				imm = fcImmediate[sub]
-			}
-		case immPrefixFD:
-			sub = m.u32()
-			imm = immUnknown
-			if sub < uint32(len(fdImmediate)) {
-				imm = fdImmediate[sub]
-			}
+		if p >= len(code) {
+			m.pos = p
+			m.malformed("the function has no end")
 		}
-		switch imm {
+		at := p
+		op := code[p]
+		p++
+		switch opImmediate[op] {
 		case immNone:
-		case immBlock:
-			m.blockType()
-			depth++
+		case immIndex, immI32, immI64:
+			q := p
+			for q < len(code) && code[q] >= 0x80 {
+				q++
+			}
+			q++
+			most := 5
+			if op == 0x42 { // i64.const
+				most = 10
+			}
+			if q > len(code) || q-p > most {
+				m.pos = p
+				m.skipLEB(most) // says what is wrong
+			}
+			p = q
+		case immMemarg:
+			if p+1 < len(code) && code[p] < 0x40 && code[p+1] < 0x80 {
+				p += 2
+				continue
+			}
+			m.pos = p
+			m.memarg()
+			p = m.pos
 		case immEnd:
 			depth--
-		case immIndex:
-			m.skipLEB(5)
-		case immIndex2:
-			m.skipLEB(5)
-			m.skipLEB(5)
-		case immMemarg:
-			m.memarg()
-		case immMemLane:
-			m.memarg()
-			m.byte()
-		case immLane:
-			m.byte()
-		case immMemory:
-			m.memoryIndex()
-		case immMemory2:
-			m.memoryIndex()
-			m.memoryIndex()
-		case immDataMem:
-			m.skipLEB(5)
-			m.memoryIndex()
-		case immI32:
-			m.skipLEB(5)
-		case immI64:
-			m.skipLEB(10)
-		case imm4:
-			m.bytes(4)
-		case imm8:
-			m.bytes(8)
-		case imm16:
-			m.bytes(16)
-		case immBrTable:
-			for n := m.count("branch targets", math.MaxInt32, 1); ; n-- {
-				m.skipLEB(5)
-				if n == 0 {
-					break
-				}
+		case immBlock:
+			if p < len(code) && code[p] <= 0x40 {
+				p++
+			} else {
+				m.pos = p
+				m.blockType()
+				p = m.pos
 			}
-		case immTypes:
-			m.valueTypes("types")
-		case immRefType:
-			m.valueType()
+			depth++
 		default:
-			if op == 0xfb || op == 0xfe {
-				sub = m.u32()
-			}
-			m.pos = at
-			m.fail(refusal(op, sub))
+			m.pos = p
+			m.rareImmediate(op, at)
+			p = m.pos
 		}
 	}
+	m.pos = p
 	if m.pos != m.end {
 		m.malformed("%d bytes after the end of the function", m.end-m.pos)
 	}
 	m.function = -1
 }
 
+// rareImmediate passes what follows opcode op, which is at at.
+func (m *parse) rareImmediate(op byte, at int) {
+	imm := opImmediate[op]
+	var sub uint32
+	switch imm {
+	case immPrefixFC:
+		sub = m.u32()
+		imm = immUnknown
+		if sub < uint32(len(fcImmediate)) {
+			imm = fcImmediate[sub]
+		}
+	case immPrefixFD:
+		sub = m.u32()
+		imm = immUnknown
+		if sub < uint32(len(fdImmediate)) {
+			imm = fdImmediate[sub]
+		}
+	}
+	switch imm {
+	case immNone:
+	case immIndex: // table.size
+		m.skipLEB(5)
+	case immIndex2:
+		m.skipLEB(5)
+		m.skipLEB(5)
+	case immMemarg:
+		m.memarg()
+	case immMemLane:
+		m.memarg()
+		m.byte()
+	case immLane:
+		m.byte()
+	case immMemory:
+		m.memoryIndex()
+	case immMemory2:
+		m.memoryIndex()
+		m.memoryIndex()
+	case immDataMem:
+		m.skipLEB(5)
+		m.memoryIndex()
+	case imm4:
+		m.bytes(4)
+	case imm8:
+		m.bytes(8)
+	case imm16:
+		m.bytes(16)
+	case immBrTable:
+		for n := m.count("branch targets", math.MaxInt32, 1); ; n-- {
+			m.skipLEB(5)
+			if n == 0 {
+				break
+			}
+		}
+	case immTypes:
+		m.valueTypes("types")
+	case immRefType:
+		m.valueType()
+	default:
+		if op == 0xfb || op == 0xfe {
+			sub = m.u32()
+		}
+		m.pos = at
+		m.fail(refusal(op, sub))
+	}
+}
+
 // blockType passes a block type: nothing, a value type or a type index.
 func (m *parse) blockType() {
-	if c := m.byte(); c <= 0x40 {
+	switch c := m.byte(); {
+	case c <= 0x40:
 		return // one byte of type index, or no result
-	} else if c < 0x80 {
+	case c < 0x80:
 		m.pos--
 		m.valueType()
 		return

@@ -32,7 +32,6 @@ type Module struct {
 
 	start    []byte
 	function uint32
-	global   uint32
 	extra    map[byte][]byte
 	custom   []byte
 }
