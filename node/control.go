@@ -220,7 +220,7 @@ func (b backend) Join(ctx context.Context, req control.JoinRequest) (control.Joi
 	// The mesh it is in goes on until the new membership is there, and is
 	// replaced when nothing runs on it any more.
 	m, err := mesh.Enrol(ctx, mesh.EnrolConfig{
-		Dir: n.cfg.StateDir, Token: req.Token, Via: req.Via, Log: n.log,
+		Dir: n.cfg.StateDir, Token: req.Token, Via: req.Via, Log: n.log, Stage: true,
 	})
 	if err != nil {
 		return control.JoinResult{}, JoinError(err)

@@ -6,7 +6,6 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -66,7 +65,7 @@ func (s spec) validate() error {
 // it. Nothing of the worker has run yet.
 func (n *Node) startRunner(ctx context.Context, s spec, epoch uint64, logs *logRing) (*runner.Runner, error) {
 	return runner.Start(ctx, runner.Config{
-		Exe: n.cfg.Exe, ModulePath: n.modules.path(s.Module), CacheDir: filepath.Join(n.cfg.StateDir, "cache"),
+		Exe: n.cfg.Exe, ModulePath: n.modules.path(s.Module), CacheDir: n.cfg.CacheDir,
 		MemoryLimit: s.MemoryLimit, Args: append([]string{s.Name}, s.Args...), Env: s.Env,
 		Interpreter: n.cfg.Interpreter, Logger: n.log.With("worker", s.ID),
 		OnLog: func(l runner.Log) {

@@ -362,13 +362,14 @@ func (m *moveIn) continued(a handover.Resume) error {
 	m.n.workers[s.ID] = w
 	m.n.mu.Unlock()
 	m.unreserve()
+	if !w.paused {
+		w.timers.run(time.Now())
+	}
+	w.shown()
+	// From here on it may be in an event that waits for a page, so nothing
+	// below may wait for it.
 	w.start()
-	return w.do(m.ctx, func() {
-		if !w.paused {
-			w.timers.run(time.Now())
-		}
-		w.shown()
-	})
+	return nil
 }
 
 // drain fetches the missing pages while the worker runs.
@@ -381,7 +382,11 @@ func (m *moveIn) drain() {
 	m.mu.Lock()
 	sink, w := m.sink, m.w
 	m.mu.Unlock()
+	if !w.memoryIn.hold() {
+		return // it has ended and said so
+	}
 	err := sink.Run(m.ctx, dialer{m.n, m.from})
+	w.memoryIn.release()
 	switch {
 	case m.ctx.Err() != nil:
 	case errors.Is(err, pager.ErrRunnerGone):

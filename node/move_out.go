@@ -213,6 +213,9 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 	if err != nil {
 		return nil, err
 	}
+	if !w.memoryIn.hold() { // until finish
+		return nil, errGone
+	}
 	w.move = m
 	m.writes = n.watchWrites(n.ctx, w, int64(m.memory))
 	n.startOut(m)
@@ -400,7 +403,10 @@ func (m *moveOut) finish(r handover.Result) {
 	m.writes = nil
 	m.mu.Unlock()
 	writes.end(m.n, m.w) // of a move that never froze
-	m.closePages()
+	if r.Outcome != handover.Moved && m.w != nil {
+		m.closePages()
+		m.w.memoryIn.release()
+	}
 	m.n.mu.Lock()
 	delete(m.n.outgoing, m.id)
 	m.n.mu.Unlock()
@@ -411,7 +417,9 @@ func (m *moveOut) finish(r handover.Result) {
 			m.w.journalled = &r.Record
 		}
 		m.w.mu.Unlock()
-		_ = m.w.do(m.n.ctx, m.w.shown) // if it has left, there is nothing to show
+		// If it has left, there is nothing to show; if it is in an event, it is
+		// not waited for.
+		m.n.tasks.Go(func() { _ = m.w.do(m.n.ctx, m.w.shown) })
 	}
 	m.mu.Lock()
 	m.n.metrics.pageBytes.WithLabelValues("out").Add(float64(m.sentLocked().Bytes))
@@ -589,9 +597,10 @@ func (n *Node) left(m *moveOut, epoch uint64) {
 		n.kept[m.spec.Module] = true
 		n.mu.Unlock()
 		m.closePages()
-		m.w.remark("worker moved to node %s", m.toName)
-		m.w.discard()
+		m.w.memoryIn.release()
 	})
+	m.w.remark("worker moved to node %s", m.toName)
+	m.w.discard()
 }
 
 // lose ends a worker whose memory cannot be had.

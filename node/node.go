@@ -34,6 +34,7 @@ import (
 	"meshnode/mesh"
 	"meshnode/node/control"
 	"meshnode/node/handover"
+	"meshnode/node/runner"
 	"meshnode/pager"
 )
 
@@ -41,6 +42,7 @@ import (
 type Config struct {
 	StateDir string // where everything the node must remember lives
 	Socket   string // control socket [StateDir/control.sock]
+	CacheDir string // compiled modules, may be shared by nodes of one machine [StateDir/cache]
 
 	Listen    string   // UDP address of the mesh [:7946]
 	Advertise []string // endpoints told to the others [those of the interfaces]
@@ -55,6 +57,7 @@ type Config struct {
 	EventTimeout time.Duration   // the longest an event may take [10 s]
 	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
 	Move         handover.Params // waits of a move
+	PushRate     int64           // bytes a second that a move may push; 0 is no limit
 
 	Exe     string // the meshnode binary, run again as the runner [this one]
 	Version control.Version
@@ -122,6 +125,9 @@ func New(cfg Config) (n *Node, err error) {
 	}
 	if cfg.Socket == "" {
 		cfg.Socket = filepath.Join(cfg.StateDir, control.SocketName)
+	}
+	if cfg.CacheDir == "" {
+		cfg.CacheDir = filepath.Join(cfg.StateDir, "cache")
 	}
 	if cfg.Name == "" {
 		if cfg.Name, err = os.Hostname(); err != nil {
@@ -208,6 +214,9 @@ func New(cfg Config) (n *Node, err error) {
 
 // found makes this node the authority of a new mesh unless it is in one.
 func (n *Node) found() error {
+	if _, err := mesh.AdoptStaged(n.cfg.StateDir); err != nil {
+		return err
+	}
 	in, err := mesh.HasMembership(n.cfg.StateDir)
 	if err != nil || in {
 		return err
@@ -353,7 +362,7 @@ func (n *Node) nameOf(id mesh.NodeID) string {
 }
 
 func (n *Node) engine() string {
-	if n.cfg.Interpreter || !true {
+	if n.cfg.Interpreter || !runner.CompilerSupported() {
 		return "interpreter"
 	}
 	return "compiler"

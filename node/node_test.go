@@ -349,3 +349,50 @@ func TestRestart(t *testing.T) {
 		t.Errorf("a new worker of the name counts %s", got)
 	}
 }
+
+// TestJoinRunning lets a node that runs a mesh of its own into another, without
+// a restart by hand, and leaves it again.
+func TestJoinRunning(t *testing.T) {
+	a := startNode(t, t.TempDir(), "a", nil)
+	dir := t.TempDir()
+	b := startNode(t, dir, "b", nil)
+	token, err := a.client.CreateToken(t.Context(), control.TokenRequest{Tier: "edge"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.client.Join(t.Context(), control.JoinRequest{Token: "mn1_nonsense"}); err == nil {
+		t.Fatal("a token that is none was accepted")
+	}
+	if st, err := b.client.Status(t.Context()); err != nil || st.MeshID == a.mesh.MeshID() {
+		t.Fatalf("after a refused join: %+v, %v", st, err)
+	}
+	j, err := b.client.Join(t.Context(), control.JoinRequest{Token: token.Token, Via: []string{a.Addr().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-b.ended; !errors.Is(err, ErrRestart) {
+		t.Fatalf("after a join the node ended with %v", err)
+	}
+	b.cancel = nil
+	b.client.Close()
+	b = startNode(t, dir, "b", nil)
+	if b.mesh.MeshID() != a.mesh.MeshID() || j.MeshID != a.mesh.MeshID() || string(b.id) != j.ID {
+		t.Fatalf("joined %+v, runs in %s", j, b.mesh.MeshID())
+	}
+	waitFor(t, "both members", func() bool { return len(a.mesh.Members()) == 2 && len(b.mesh.Members()) == 2 })
+	if _, err := b.client.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-b.ended; err != nil {
+		t.Fatal(err)
+	}
+	b.cancel = nil
+	b.client.Close()
+	waitFor(t, "its leaving", func() bool {
+		m, ok := a.mesh.Member(b.id)
+		return !ok || m.State == mesh.Left
+	})
+	if in, err := mesh.HasMembership(dir); err != nil || in {
+		t.Fatalf("after leaving it is a member: %v, %v", in, err)
+	}
+}

@@ -56,6 +56,7 @@ func (n *Node) frozenPages(w *worker, epoch uint64, size int64, recent []pager.R
 	}
 	s, err := pager.NewSource(pager.SourceConfig{
 		Worker: w.ID, Epoch: epoch, Memory: r.Data[:size], Table: t, Recent: recent, Log: n.log,
+		Rate: func() int64 { return n.cfg.PushRate },
 	})
 	if err != nil {
 		return nil, nil, err

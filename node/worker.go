@@ -46,6 +46,7 @@ type worker struct {
 	requests chan func()
 	ended    chan struct{} // closed when the loop has returned
 	over     sync.Once     // what the worker held has been let go
+	memoryIn use           // who reads or fills the runner's memory
 	cancel   context.CancelCauseFunc
 
 	mu     sync.Mutex
@@ -241,14 +242,60 @@ func (e *lostError) Error() string { return "lost: " + e.reason }
 func (w *worker) finish(state, reason string) {
 	w.setState(state, reason)
 	w.over.Do(func() {
-		if w.runner != nil {
-			w.runner.Close()
-		}
+		w.letGo()
 		w.outbox.stop()
 		w.inbox.close(deliverFrame{Ended: &deliverEnded{State: state, Reason: reason}})
 		w.logs.end()
 	})
 	w.node.workerEnded(w, state, reason)
+}
+
+// letGo ends the worker's process now, and gives its memory back once nobody
+// looks at it any more.
+func (w *worker) letGo() {
+	if w.runner == nil {
+		return
+	}
+	w.runner.Kill()
+	w.memoryIn.end(func() { w.runner.Close() })
+}
+
+// A use counts those who use something that must outlive them all.
+type use struct {
+	mu    sync.Mutex
+	count int
+	over  bool
+	close func() // set once it is to be closed
+}
+
+// hold reports false where it is too late.
+func (u *use) hold() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.over {
+		return false
+	}
+	u.count++
+	return true
+}
+
+func (u *use) release() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.count--
+	if u.over && u.count == 0 {
+		u.close()
+	}
+}
+
+// end calls close when nobody holds, which may be now. It is called once.
+func (u *use) end(close func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.over, u.close = true, close
+	if u.count == 0 {
+		close()
+	}
 }
 
 // kill ends a worker from outside its loop, even in the middle of an event.
@@ -409,7 +456,7 @@ func (w *worker) discard() {
 	w.runner.Kill()
 	<-w.ended
 	w.over.Do(func() {
-		w.runner.Close()
+		w.letGo()
 		w.outbox.stop()
 		w.inbox.close(deliverFrame{Refused: &deliverRefused{Gone: true}})
 		w.logs.end()

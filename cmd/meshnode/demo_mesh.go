@@ -80,7 +80,9 @@ func (p *processes) start(name string, args ...string) (*process, error) {
 	}
 	defer log.Close() // the daemon has its own
 	pr.cmd = exec.Command(exe, append([]string{"up", "--state-dir", dir, "--name", name,
-		"--listen", "127.0.0.1:0", "--metrics", "off", "--log-level", p.level}, args...)...)
+		"--listen", "127.0.0.1:0", "--metrics", "off", "--log-level", p.level,
+		// Four nodes of one machine need not compile the same app four times.
+		"--cache-dir", filepath.Join(filepath.Dir(dir), "cache")}, args...)...)
 	pr.cmd.Stdout, pr.cmd.Stderr = log, log
 	pr.cmd.Env = demoEnv()
 	pr.cmd.SysProcAttr = daemonAttr()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,6 +25,8 @@ func (a *app) upCommand() *cobra.Command {
 		labels       pairsValue
 		name         string
 		tokenFile    string
+		cacheDir     string
+		pushRate     sizeValue
 		interpreter  bool
 		tier         enumValue
 		level        = enumValue{value: "info"}
@@ -60,10 +63,12 @@ node that lets others in; --join enrols it in an existing mesh instead.
 				Advertise:    advertise.addrs,
 				Name:         name,
 				Labels:       labels.labels(),
+				CacheDir:     cacheDir,
 				MetricsAddr:  metrics.addr,
 				Interpreter:  interpreter,
 				EventTimeout: eventTimeout.d,
 				DrainTimeout: drainTimeout.d,
+				PushRate:     int64(min(pushRate.bytes, math.MaxInt64)),
 				Version:      control.BuildVersion(),
 				Log:          log,
 			}
@@ -89,6 +94,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.Var(&listen, "listen", "UDP address to bind")
 	f.Var(&advertise, "advertise", "an endpoint to tell the others (repeatable) (default: those of the interfaces)")
 	f.StringVar(&name, "name", "", "the node's name (default: the host's)")
+	f.StringVar(&cacheDir, "cache-dir", "", "where compiled modules are kept; nodes of one machine may share it (default: in the state directory)")
 	f.Var(&labels, "label", "a label for the capability document (repeatable)")
 	f.Var(&join, "join", "join the mesh through this endpoint, unless already in one")
 	f.StringVar(&tokenFile, "token-file", "", "the join token for --join; - is standard input")
@@ -96,11 +102,13 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.Var(&metrics, "metrics", "where to serve Prometheus metrics (port 0: any, see status), or off")
 	f.Var(&eventTimeout, "event-timeout", "how long a worker may take over one event before it is stopped")
 	f.Var(&drainTimeout, "drain-timeout", "how long a worker waits for memory still at a node that cannot be reached")
+	f.Var(&pushRate, "push-rate", "the most memory a second that a move may push, as 10MiB; what a worker waits for is not held back (default: no limit)")
 	f.BoolVar(&interpreter, "interpreter", false, "run WebAssembly without compiling it")
 	enumFlag(cmd, &tier, "tier", "", "what this node is when it founds a mesh; one that joins has its token's (default cloud)", control.Tiers)
 	enumFlag(cmd, &level, "log-level", "", "the least that is logged", []string{"debug", "info", "warn", "error"})
 	enumFlag(cmd, &format, "log-format", "", "how it is logged", []string{"text", "json"})
 	_ = cmd.MarkFlagFilename("token-file")
+	_ = cmd.MarkFlagDirname("cache-dir")
 	return cmd
 }
 

@@ -70,8 +70,8 @@
 //
 // # Other platforms
 //
-// The host interface exists inside a worker only. Elsewhere this package
-// compiles, with its types and errors, so that tools can read it, but Handle,
-// Send and the other functions are absent. Put the logic of a worker in a
-// package of its own to test it natively.
+// The host interface exists inside a worker only: elsewhere this package has its
+// constants and errors, so that tools can build and check it, and nothing that
+// pretends to work ("GOOS=wasip1 go doc" shows the rest). Put the logic of a
+// worker in a package of its own to test it natively.
 package guest

@@ -49,6 +49,24 @@ var (
 	status  int32  // its result
 )
 
+// An Event is one message or timer expiry. It is good for one run of the
+// handler: what is needed later must be copied.
+type Event struct {
+	Kind Kind
+
+	// ID is the number the node gave the message, or the id of the timer.
+	ID uint64
+
+	// Payload belongs to this package, which overwrites it with the next
+	// event: copy what has to stay. The handler may modify it in place until
+	// then. Nil when there is none.
+	Payload []byte
+
+	// turn tells an event that is still being handled from one that was kept
+	// by mistake: a late Reply must not answer somebody else's call.
+	turn uint64
+}
+
 // Handle registers the function that every event goes to. Call it once, from
 // an init function: a second registration panics, and so does an event that
 // finds none.
