@@ -180,14 +180,7 @@ func (in *inbox) push(ctx context.Context, o *outlet, seq uint64, call bool, pay
 	}
 }
 
-// ack drops the replies up to acked, which have reached the sender.
-func (in *inbox) ack(o *outlet, acked uint64) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	o.sender.ackLocked(acked)
-	in.roomLocked()
-}
-
+// ackLocked drops the replies up to acked, which have reached the sender.
 func (s *sender) ackLocked(acked uint64) {
 	n := 0
 	for n < len(s.replies) && s.replies[n].Seq <= acked {

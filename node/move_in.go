@@ -319,14 +319,15 @@ func (m *moveIn) continued(a handover.Resume) error {
 		return err
 	}
 	m.mu.Lock()
-	s, r, sink := m.spec, m.runner, m.sink
+	s, r := m.spec, m.runner
 	m.mu.Unlock()
 	if img.Spec.ID != s.ID || img.Spec.Module != s.Module || img.Spec.MemoryLimit != s.MemoryLimit {
 		return errors.New("the image is not of the worker that was offered")
 	}
 	size := int64(img.State.Pages) * wasmPage
 	if a.Paging {
-		if sink, err = m.newSink(img.Table, size); err != nil {
+		sink, err := m.newSink(img.Table, size)
+		if err != nil {
 			return err
 		}
 		// From here on a page that is not here makes the worker wait.

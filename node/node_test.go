@@ -36,6 +36,7 @@ func TestMain(m *testing.M) {
 	if apps.dir != "" {
 		os.RemoveAll(apps.dir)
 	}
+	os.RemoveAll(cacheDir)
 	if code == 0 {
 		// memberlist's prober ends by itself, up to a probe interval late.
 		prober := goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probe")
@@ -46,6 +47,10 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(code)
 }
+
+// cacheDir keeps the compiled apps for all nodes of all tests: under the race
+// detector one takes most of a minute.
+var cacheDir = filepath.Join(os.TempDir(), fmt.Sprintf("meshnode-cache-%d", os.Getpid()))
 
 // app builds an example app and returns its path.
 func app(t testing.TB, name string) string {
@@ -112,8 +117,8 @@ func startNode(t testing.TB, dir, name string, others []*testNode) *testNode {
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})).With("node", name)
 	cfg := Config{
-		StateDir: dir, Listen: "127.0.0.1:0", Advertise: nil, Name: name, Tier: mesh.Edge,
-		DrainTimeout: 5 * time.Second, Log: log,
+		StateDir: dir, CacheDir: cacheDir,
+		Listen: "127.0.0.1:0", Name: name, Tier: mesh.Edge, DrainTimeout: 5 * time.Second, Log: log,
 	}
 	if in, err := mesh.HasMembership(dir); err != nil {
 		t.Fatal(err)

@@ -33,17 +33,11 @@ func storeBytes() int64 {
 	return maxStoreBytes / 4
 }
 
-// region returns a runner's memory as the pager wants it.
-func region(r *runner.Runner) pager.Region {
-	m := r.Region()
-	return pager.Region{Data: m.Data, PID: m.PID, Base: m.Base, UFFD: m.UFFD, File: m.File}
-}
-
 // frozenPages makes what serves a frozen worker's pages, and its page table as
 // it travels. The names of pages are computed as they are sent, not now: now
 // the worker stands still.
 func (n *Node) frozenPages(w *worker, epoch uint64, size int64, recent []pager.Run) (*pager.Source, []byte, error) {
-	r := region(w.runner)
+	r := w.runner.Region()
 	t := pager.NewTable(int(size / pager.PageSize))
 	if r.File != nil {
 		zero, err := pager.ZeroRuns(r.File, size)
@@ -112,7 +106,7 @@ func (m *moveIn) newSink(table []byte, size int64) (*pager.Sink, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sink, err = pager.NewSink(pager.SinkConfig{
-		Worker: m.offer.Worker, Epoch: m.offer.Epoch, Region: region(m.runner), Size: size,
+		Worker: m.offer.Worker, Epoch: m.offer.Epoch, Region: m.runner.Region(), Size: size,
 		Table: t, Store: m.n.storeFor(m.spec.Module), Log: m.n.log,
 		// The machine decides when a path has been broken for too long; this
 		// is for one that breaks only for pages.

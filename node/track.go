@@ -24,7 +24,7 @@ type writeLog struct {
 // watchWrites starts to watch w, or returns nil where that cannot be done;
 // pages are then pushed by address.
 func (n *Node) watchWrites(ctx context.Context, w *worker, size int64) *writeLog {
-	t, err := pager.NewTracker(pager.TrackerConfig{Region: region(w.runner), Size: size, Log: n.log})
+	t, err := pager.NewTracker(pager.TrackerConfig{Region: w.runner.Region(), Size: size, Log: n.log})
 	if err == nil && !n.support.Tracking() {
 		return nil // hashing all of a running worker's memory costs more than it brings
 	}
