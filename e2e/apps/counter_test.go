@@ -67,7 +67,7 @@ func TestCounter(t *testing.T) {
 // TestCounterPages pins how little memory an event dirties: what a worker
 // writes is what has to move.
 func TestCounterPages(t *testing.T) {
-	for app, most := range map[string]int{"counter": 12, "counter-c": 3} {
+	for app, most := range map[string]int{"counter": 8, "counter-c": 3} {
 		t.Run(app, func(t *testing.T) {
 			w := start(t, app, 64, false)
 			for range 10 {

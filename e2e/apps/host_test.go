@@ -24,11 +24,9 @@ import (
 
 const pageSize = 4 << 10
 
-// cache spares the apps' second compilation.
-var cache = wazero.NewCompilationCache()
-
 var built = struct {
-	dir string
+	dir   string
+	cache wazero.CompilationCache // in dir: one in memory forgets closed modules
 
 	mu      sync.Mutex
 	modules map[string][]byte
@@ -41,8 +39,12 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	built.dir = dir
+	if built.cache, err = wazero.NewCompilationCacheWithDir(filepath.Join(dir, "cache")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
-	cache.Close(context.Background())
+	built.cache.Close(context.Background())
 	os.RemoveAll(dir)
 	os.Exit(code)
 }
@@ -51,6 +53,9 @@ func TestMain(m *testing.M) {
 // folder.
 func module(tb testing.TB, app string) []byte {
 	tb.Helper()
+	if raceDetector {
+		tb.Skip("nothing here runs concurrently, and under the race detector compiling the apps takes minutes")
+	}
 	built.mu.Lock()
 	defer built.mu.Unlock()
 	if b := built.modules[app]; b != nil {
@@ -145,7 +150,7 @@ func start(tb testing.TB, app string, limit uint32, interpreter bool) *worker {
 	if interpreter {
 		config = wazero.NewRuntimeConfigInterpreter()
 	}
-	r := wazero.NewRuntimeWithConfig(ctx, config.WithMemoryLimitPages(limit*16).WithCompilationCache(cache))
+	r := wazero.NewRuntimeWithConfig(ctx, config.WithMemoryLimitPages(limit*16).WithCompilationCache(built.cache))
 	tb.Cleanup(func() { r.Close(context.Background()) })
 
 	w := &worker{tb: tb, random: rand.NewChaCha8([32]byte{1})}

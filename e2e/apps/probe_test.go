@@ -34,6 +34,12 @@ func TestProbe(t *testing.T) {
 		t.Errorf("random: %s, then %s", a, b)
 	}
 
+	// An event that was kept must not answer a later call.
+	w.call("late")
+	if status := w.try("late"); status != notInCall || !strings.Contains(string(w.reply), "not in a call") {
+		t.Errorf("a late reply: code %d, %q", status, w.reply)
+	}
+
 	// Messages.
 	w.call("send other hello there")
 	if got, want := fmt.Sprint(w.sends), "[{other hello there}]"; got != want {

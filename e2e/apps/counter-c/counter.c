@@ -16,7 +16,7 @@ enum { TICKER = 1 }; /* the id of the only timer */
 
 static long long count;
 
-/* Reads the whole of text as a number followed by one of the units. */
+/* Reads the number text begins with, and what follows it. */
 static bool parse_number(const char *text, long long *n, const char **rest) {
 	char *end;
 	*n = strtoll(text, &end, 10);

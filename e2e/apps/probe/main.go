@@ -21,6 +21,7 @@
 //	cancel ID              disarms it
 //	timers N               arms N timers, ids 1 to N, an hour from now
 //	fired                  answers how often each timer has expired, as ID=COUNT
+//	late                   answers the previous late command, which is too late
 //	big N                  answers N bytes
 //	grow MIB               allocates that much memory, writes to every page of
 //	                       it, and keeps it
@@ -56,7 +57,7 @@ var (
 	fired = map[uint64]int{}
 	inbox int
 	last  string
-	spins int // what spin does, kept alive
+	kept  *guest.Event
 )
 
 func init() { guest.Handle(handle) }
@@ -180,6 +181,14 @@ func command(ev guest.Event, line string) (string, error) {
 			fmt.Fprintf(&b, "%d=%d\n", id, fired[id])
 		}
 		return b.String(), nil
+	case "late":
+		var err error
+		if kept != nil {
+			err = kept.Reply([]byte("to somebody else"))
+			kept.Fail(42)
+		}
+		kept = &ev
+		return "", err
 	case "big":
 		n, err := number(word, 1<<30)
 		return strings.Repeat("x", n), err
@@ -214,7 +223,7 @@ func command(ev guest.Event, line string) (string, error) {
 		select {}
 	case "spin":
 		for {
-			spins++
+			inbox++
 		}
 	}
 	return "", fmt.Errorf("%w %q", errUnknown, verb)

@@ -79,9 +79,11 @@ func (s *Store) Init(size, slot int) error {
 		s.arena = s.arena[:index+size]
 		clear(s.arena)
 	} else {
-		// Give the old memory back first: a worker has no room for both.
-		s.arena, s.index, s.slots = nil, nil, nil
-		runtime.GC()
+		if s.arena != nil {
+			// Give the old memory back first: a worker has no room for both.
+			s.arena, s.index, s.slots = nil, nil, nil
+			runtime.GC()
+		}
 		s.arena = make([]byte, index+size)
 	}
 	*s = Store{

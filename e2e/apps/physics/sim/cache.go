@@ -1,7 +1,5 @@
 package sim
 
-import "slices"
-
 // A cache remembers the contacts of a tick with the impulses that held them,
 // from which the next tick's solver starts. It is part of the world's state.
 type cache struct {
@@ -25,10 +23,12 @@ type kept struct {
 	impulse float32
 }
 
-func (c *cache) reserve(n, contacts int) {
-	c.start = make([]int32, n+1)
-	c.entries = make([]entry, 0, contacts)
-	c.points = make([]kept, 0, 3*contacts)
+// room makes the cache, which must be empty, long enough for that many contacts.
+func (c *cache) room(contacts int) {
+	if cap(c.entries) < contacts {
+		c.entries = make([]entry, 0, contacts)
+		c.points = make([]kept, 0, 4*contacts)
+	}
 }
 
 // clear empties the cache for n cubes.
@@ -56,13 +56,12 @@ func (c *cache) find(a int, b int32) *entry {
 }
 
 // add makes room for an entry with k points, whose other fields still hold
-// anything.
+// anything. See room.
 func (c *cache) add(b int32, k int) *entry {
 	first := len(c.points)
-	c.points = slices.Grow(c.points, k)[:first+k]
-	i := len(c.entries)
-	c.entries = slices.Grow(c.entries, 1)[:i+1]
-	e := &c.entries[i]
+	c.points = c.points[:first+k]
+	c.entries = c.entries[:len(c.entries)+1]
+	e := &c.entries[len(c.entries)-1]
 	e.b, e.first, e.last = b, int32(first), int32(first+k)
 	return e
 }

@@ -82,15 +82,26 @@ func collide(a, b *body, xa, xb *axes, limit float32, f *finder) (vec, int) {
 		f.spots[0].gap = e.gap
 		return n, 1
 	}
+	var n vec
+	var k int
 	if axis < 3 {
-		return clip(xa, xb, d, axis, limit, f)
+		n, k = clip(xa, xb, d, axis, limit, f)
+	} else {
+		n, k = clip(xb, xa, d.mul(-1), axis-3, limit, f)
+		n = n.mul(-1)
+		for i := range k {
+			s := &f.spots[i]
+			s.armA, s.armB = s.armB, s.armA
+		}
 	}
-	n, k := clip(xb, xa, d.mul(-1), axis-3, limit, f)
-	for i := range k {
-		s := &f.spots[i]
-		s.armA, s.armB = s.armB, s.armA
+	if k == 0 && gap < 0 {
+		// The cubes overlap by so little that their faces, which were preferred
+		// to better edges, do not meet: keep them apart by any point between.
+		s := &f.spots[0]
+		s.armA, s.armB, s.gap = d.mul(0.5), d.mul(-0.5), gap
+		k = 1
 	}
-	return n.mul(-1), k
+	return n, k
 }
 
 // edges is the search for the pair of edges that is farthest apart.

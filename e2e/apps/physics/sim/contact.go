@@ -1,7 +1,5 @@
 package sim
 
-import "slices"
-
 // A manifold is the contact of two cubes, or of a cube and a plane of the pit,
 // as the solver wants it. Only its pair, its points and its accumulated
 // impulses outlive the tick, in the cache.
@@ -11,10 +9,10 @@ type manifold struct {
 	entry       int32 // in World.next.entries
 
 	weightA, weightB float32 // 0 for what does not move: the pit and sleepers
-	n, t1, t2        vec     // from a to b, and across
+	n, t1            vec     // from a to b, and across
 
-	// Friction acts at the middle of the points: along t1 and t2, and against
-	// turning about n, with a lever of size.
+	// Friction acts at the middle of the points: along t1 and n x t1, and
+	// against turning about n, with a lever of size.
 	armA, armB          vec
 	mass1, mass2, massN float32
 	drag1, drag2, twist float32
@@ -26,8 +24,9 @@ type point struct {
 	leverA, leverB vec     // arm x n
 	mass           float32 // effective, along n
 	gap            float32 // distance when the tick began; overlap is negative
+	now            float32 // distance after the last move
 	impulse        float32 // accumulated, warm from the last tick
-	most           float32 // largest in this tick
+	most           float32 // largest that pressed in this tick
 	speed          float32 // along n when the tick began; approaching is negative
 }
 
@@ -42,8 +41,7 @@ type spot struct {
 // the first cube, planes last.
 func (w *World) findContacts() {
 	w.next.clear(w.n)
-	w.manifolds = w.manifolds[:0]
-	w.points = w.points[:0]
+	w.room(len(w.sorted) + planes*w.n)
 	for i := range w.n {
 		w.next.start[i] = int32(len(w.next.entries))
 		a := &w.bodies[i]
@@ -57,6 +55,13 @@ func (w *World) findContacts() {
 			limit := lesser(reach, margin+sqrt(v.dot(v))*tick)
 			if n, k := collide(a, b, &w.axes[i], &w.axes[p.b], limit, &w.finder); k > 0 {
 				w.addManifold(i, int(p.b), p.b, n, k)
+			} else if a.awake*b.awake == 0 && w.cache.find(i, p.b) != nil {
+				// A sleeper has lost what it may lie on.
+				if a.awake == 0 {
+					a.rest = -1
+				} else {
+					b.rest = -1
+				}
 			}
 		}
 		if a.awake == 0 {
@@ -64,6 +69,9 @@ func (w *World) findContacts() {
 			continue
 		}
 		limit := margin + sqrt(a.vel.dot(a.vel))*tick
+		if out := w.wall - radius - limit; a.pos.y > radius+limit && abs(a.pos.x) < out && abs(a.pos.z) < out {
+			continue
+		}
 		for plane := range planes {
 			n, gap := w.plane(plane, a.pos)
 			if gap > radius+limit {
@@ -144,7 +152,11 @@ func (w *World) addManifold(ia, ib int, key int32, n vec, k int) {
 	a, b := &w.bodies[ia], &w.bodies[ib]
 	old := w.cache.find(ia, key)
 	e := w.next.add(key, k)
-	m := w.newManifold(k)
+	first := len(w.points)
+	w.points = w.points[:first+k]
+	w.manifolds = w.manifolds[:len(w.manifolds)+1]
+	m := &w.manifolds[len(w.manifolds)-1]
+	m.first, m.last = int32(first), int32(first+k)
 	m.a, m.b = int32(ia), int32(ib)
 	m.entry = int32(len(w.next.entries)) - 1
 	wa, wb := a.awake, b.awake
@@ -155,10 +167,10 @@ func (w *World) addManifold(ia, ib int, key int32, n vec, k int) {
 	var armA, armB vec
 	for i := range k {
 		s := &w.finder.spots[i]
-		p := &w.points[int(m.first)+i]
+		p := &w.points[first+i]
 		la, lb := s.armA.cross(n), s.armB.cross(n)
 		p.leverA, p.leverB = la, lb
-		p.gap = s.gap
+		p.gap, p.now = s.gap, s.gap
 		p.mass = 1 / (wa + wb + invI*(wa*la.dot(la)+wb*lb.dot(lb)))
 		p.speed = relative + lb.dot(b.spin) - la.dot(a.spin)
 		p.most = 0
@@ -188,7 +200,7 @@ func (w *World) addManifold(ia, ib int, key int32, n vec, k int) {
 	}
 	t1 = t1.mul(1 / sqrt(t1.dot(t1)))
 	t2 := n.cross(t1)
-	m.t1, m.t2 = t1, t2
+	m.t1 = t1
 	m.mass1 = m.friction(t1)
 	m.mass2 = m.friction(t2)
 	m.massN = 1 / (invI * (wa + wb))
@@ -200,16 +212,17 @@ func (w *World) addManifold(ia, ib int, key int32, n vec, k int) {
 	}
 }
 
-// newManifold makes room for a manifold and its points, whose fields still
-// hold anything.
-func (w *World) newManifold(k int) *manifold {
-	first := len(w.points)
-	w.points = slices.Grow(w.points, k)[:first+k]
-	i := len(w.manifolds)
-	w.manifolds = slices.Grow(w.manifolds, 1)[:i+1]
-	m := &w.manifolds[i]
-	m.first, m.last = int32(first), int32(first+k)
-	return m
+// room empties the lists of contacts and makes them long enough for n in all,
+// those carried included, so that adding one need not look.
+func (w *World) room(n int) {
+	n += len(w.cache.entries)
+	if cap(w.manifolds) < n {
+		w.manifolds = make([]manifold, n)
+		w.points = make([]point, 4*n)
+	}
+	w.manifolds = w.manifolds[:0]
+	w.points = w.points[:0]
+	w.next.room(n)
 }
 
 // friction returns the effective mass of the contact's middle along t, which is

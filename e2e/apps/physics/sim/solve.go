@@ -35,7 +35,7 @@ func (w *World) solve() {
 			}
 		}
 		w.warm()
-		w.iterate(true)
+		w.press()
 		for i := range w.bodies[:w.n] {
 			b := &w.bodies[i]
 			if b.awake != 0 {
@@ -43,10 +43,15 @@ func (w *World) solve() {
 				b.turn = b.turn.plus(h, b.spin)
 			}
 		}
-		w.iterate(false)
+		w.relax()
 	}
 	w.restitute()
 	w.keep()
+}
+
+// drag is the friction impulse on b.
+func (m *manifold) drag() vec {
+	return m.t1.mul(m.drag1).plus(m.drag2, m.n.cross(m.t1))
 }
 
 // warm applies the impulses that held in the last sub-step.
@@ -54,7 +59,7 @@ func (w *World) warm() {
 	for i := range w.manifolds {
 		m := &w.manifolds[i]
 		a, b := &w.bodies[m.a], &w.bodies[m.b]
-		drag := m.t1.mul(m.drag1).plus(m.drag2, m.t2)
+		drag := m.drag()
 		turnA := m.armA.cross(drag).plus(m.twist, m.n)
 		turnB := m.armB.cross(drag).plus(m.twist, m.n)
 		total := float32(0)
@@ -73,89 +78,121 @@ func (w *World) warm() {
 	}
 }
 
-// iterate goes over all contacts once. With push it also removes overlap, at a
-// speed that the pass without push, after the move, takes away again.
-func (w *World) iterate(push bool) {
+// press goes over all contacts once and removes overlap as well, at a speed that
+// relax, after the move, takes away again.
+func (w *World) press() {
 	for i := range w.manifolds {
 		m := &w.manifolds[i]
 		a, b := &w.bodies[m.a], &w.bodies[m.b]
-		points := w.points[m.first:m.last]
-		iA, iB := invI*m.weightA, invI*m.weightB
-		spinA, spinB := a.spin, b.spin
-		velA, velB := a.vel, b.vel
-		n := m.n
-
-		// Friction first, since keeping cubes apart matters more and is solved
-		// last. It is limited by what held in the previous pass.
-		if !push {
-			most := float32(0)
-			for j := range points {
-				most += points[j].impulse
-			}
-			most *= friction
-			turn := n.dot(spinB) - n.dot(spinA)
-			limit := most * m.size
-			old := m.twist
-			m.twist = clamp(old-m.massN*turn, limit)
-			d := m.twist - old
-			spinA = spinA.plus(-iA*d, n)
-			spinB = spinB.plus(iB*d, n)
-
-			slip := velB.add(spinB.cross(m.armB)).sub(velA).sub(spinA.cross(m.armA))
-			old1, old2 := m.drag1, m.drag2
-			f1 := old1 - m.mass1*m.t1.dot(slip)
-			f2 := old2 - m.mass2*m.t2.dot(slip)
-			if ff := f1*f1 + f2*f2; ff > most*most {
-				s := most / sqrt(ff)
-				f1 *= s
-				f2 *= s
-			}
-			m.drag1, m.drag2 = f1, f2
-			drag := m.t1.mul(f1-old1).plus(f2-old2, m.t2)
-			velA = velA.plus(-m.weightA, drag)
-			velB = velB.plus(m.weightB, drag)
-			spinA = spinA.plus(-iA, m.armA.cross(drag))
-			spinB = spinB.plus(iB, m.armB.cross(drag))
+		soft := &betweenCubes
+		if m.weightA*m.weightB == 0 {
+			soft = &againstPit
 		}
-
 		// All points push along n: the speed along it and the sum of the
 		// impulses stand for the velocities until the end.
-		soft := betweenCubes
-		if m.weightA*m.weightB == 0 {
-			soft = againstPit
-		}
-		speed := n.dot(velB) - n.dot(velA)
-		moved := n.dot(b.move) - n.dot(a.move)
-		turnA, turnB := a.turn, b.turn
-		weight := m.weightA + m.weightB
+		n := m.n
+		speed := n.dot(b.vel.sub(a.vel))
+		spinA, spinB := a.spin, b.spin
 		total := float32(0)
-		for j := range points {
-			p := &points[j]
-			gap := p.gap + moved + p.leverB.dot(turnB) - p.leverA.dot(turnA)
-			v := speed + p.leverB.dot(spinB) - p.leverA.dot(spinA)
-			mass, old := p.mass, p.impulse
+		for j := m.first; j < m.last; j++ {
+			p := &w.points[j]
+			la, lb := p.leverA, p.leverB
+			v := speed + lb.dot(spinB) - la.dot(spinA)
+			gap, old := p.now, p.impulse
 			var next float32
 			if gap > 0 {
-				next = old - mass*(v+gap*(1/h))
-			} else if push {
-				bias := greater(soft.rate*lesser(0, gap+slop), -maxPush)
-				next = old - mass*soft.mass*(v+bias) - soft.impulse*old
+				next = old - p.mass*(v+gap*(1/h))
 			} else {
-				next = old - mass*v
+				bias := greater(soft.rate*lesser(0, gap+slop), -maxPush)
+				next = old - p.mass*soft.mass*(v+bias) - soft.impulse*old
 			}
 			next = greater(next, 0)
 			p.impulse = next
 			p.most = greater(p.most, next)
 			d := next - old
 			total += d
-			speed += d * weight
-			spinA = spinA.plus(-iA*d, p.leverA)
-			spinB = spinB.plus(iB*d, p.leverB)
+			speed += d * (m.weightA + m.weightB)
+			spinA = spinA.plus(-invI*m.weightA*d, la)
+			spinB = spinB.plus(invI*m.weightB*d, lb)
 		}
 		a.spin, b.spin = spinA, spinB
-		a.vel = velA.plus(-m.weightA*total, n)
-		b.vel = velB.plus(m.weightB*total, n)
+		a.vel = a.vel.plus(-m.weightA*total, n)
+		b.vel = b.vel.plus(m.weightB*total, n)
 	}
+}
+
+// relax goes over all contacts once, with friction, and finds how far apart the
+// move has left them.
+func (w *World) relax() {
+	for i := range w.manifolds {
+		m := &w.manifolds[i]
+		a, b := &w.bodies[m.a], &w.bodies[m.b]
+
+		// Friction first, since keeping cubes apart matters more and is solved
+		// last. It is limited by what held in the previous pass.
+		most := float32(0)
+		for j := m.first; j < m.last; j++ {
+			most += w.points[j].impulse
+		}
+		if most != 0 || m.drag1 != 0 || m.drag2 != 0 || m.twist != 0 {
+			m.rub(a, b, friction*most)
+		}
+
+		n := m.n
+		speed := n.dot(b.vel.sub(a.vel))
+		moved := n.dot(b.move.sub(a.move))
+		spinA, spinB := a.spin, b.spin
+		total := float32(0)
+		for j := m.first; j < m.last; j++ {
+			p := &w.points[j]
+			la, lb := p.leverA, p.leverB
+			gap := p.gap + moved + lb.dot(b.turn) - la.dot(a.turn)
+			p.now = gap
+			v := speed + lb.dot(spinB) - la.dot(spinA)
+			if gap > 0 {
+				v += gap * (1 / h)
+			}
+			old := p.impulse
+			next := greater(old-p.mass*v, 0)
+			p.impulse = next
+			d := next - old
+			total += d
+			speed += d * (m.weightA + m.weightB)
+			spinA = spinA.plus(-invI*m.weightA*d, la)
+			spinB = spinB.plus(invI*m.weightB*d, lb)
+		}
+		a.spin, b.spin = spinA, spinB
+		a.vel = a.vel.plus(-m.weightA*total, n)
+		b.vel = b.vel.plus(m.weightB*total, n)
+	}
+}
+
+// rub applies the friction of a contact, of at most most.
+func (m *manifold) rub(a, b *body, most float32) {
+	iA, iB := invI*m.weightA, invI*m.weightB
+	spinA, spinB := a.spin, b.spin
+	if m.size != 0 {
+		old := m.twist
+		m.twist = clamp(old-m.massN*m.n.dot(spinB.sub(spinA)), most*m.size)
+		d := m.twist - old
+		spinA = spinA.plus(-iA*d, m.n)
+		spinB = spinB.plus(iB*d, m.n)
+	}
+	t2 := m.n.cross(m.t1) // less work than to load it
+	slip := b.vel.add(spinB.cross(m.armB)).sub(a.vel).sub(spinA.cross(m.armA))
+	f1 := m.drag1 - m.mass1*m.t1.dot(slip)
+	f2 := m.drag2 - m.mass2*t2.dot(slip)
+	if ff := f1*f1 + f2*f2; ff > most*most {
+		s := most / sqrt(ff)
+		f1 *= s
+		f2 *= s
+	}
+	drag := m.t1.mul(f1-m.drag1).plus(f2-m.drag2, t2)
+	m.drag1, m.drag2 = f1, f2
+	a.vel = a.vel.plus(-m.weightA, drag)
+	b.vel = b.vel.plus(m.weightB, drag)
+	a.spin = spinA.plus(-iA, m.armA.cross(drag))
+	b.spin = spinB.plus(iB, m.armB.cross(drag))
 }
 
 // restitute makes what hit hard enough bounce.
@@ -187,7 +224,7 @@ func (w *World) keep() {
 	for i := range w.manifolds {
 		m := &w.manifolds[i]
 		e := &w.next.entries[m.entry]
-		e.drag = m.t1.mul(m.drag1).plus(m.drag2, m.t2)
+		e.drag = m.drag()
 		e.twist = m.twist
 		for j, p := range w.points[m.first:m.last] {
 			w.next.points[int(e.first)+j].impulse = p.impulse

@@ -38,7 +38,7 @@ const (
 	bounceAt = 1.0       // above this approach speed
 	maxSpeed = 20.0      // a third of a side per tick: nothing tunnels
 	maxSpin  = 20.0      // rad/s
-	maxPush  = 3.0       // speed of pushing overlap out
+	maxPush  = 3.0       // m/s at which overlap is pushed out
 	slop     = 0.004     // overlap that is left alone, so that contacts last
 	margin   = 0.01      // distance at which a contact begins
 	reach    = 0.25      // greatest such distance, for fast cubes
@@ -49,14 +49,17 @@ const (
 	h        = tick / substeps
 
 	// A cube that has been slower than this for restTicks may fall asleep.
-	restSpeed = 0.06 // m/s
-	restSpin  = 0.12 // rad/s
-	restTicks = TickRate / 2
+	restSpeed = 0.1  // m/s
+	restSpin  = 0.15 // rad/s
+	restTicks = TickRate / 4
+
+	// And one that is faster than this wakes the sleepers it touches.
+	wakeSpeed = 0.3 // m/s
+	wakeSpin  = 0.6 // rad/s
 )
 
-const (
-	planes = 5 // the ground and four walls
-)
+// planes is how many the pit has: the ground and four walls.
+const planes = 5
 
 // A body is the state of one cube. The last body of a world is the pit itself,
 // which never moves.
@@ -94,7 +97,8 @@ type scratch struct {
 	next      cache
 	manifolds []manifold
 	points    []point
-	calm      []int32 // per cube: the least rest of it and its neighbours
+	stirred   []bool // per cube: a neighbour moves
+	moving    []bool // per cube: fast enough to wake others
 	grid      grid
 	finder    finder
 	pairs     []pair
@@ -149,27 +153,30 @@ func (w *World) Reset(n int, seed uint64) error {
 	return nil
 }
 
-// reserve makes the slices big enough for n cubes; the contacts of even the
-// tightest pile fit, so that a tick allocates nothing.
+// reserve makes the slices big enough for n cubes and as many contacts as even
+// the tightest pile has, so that a tick allocates nothing. Memory that is never
+// written costs a worker nothing.
 func (w *World) reserve(n int, side float32) {
 	w.wall = side*spacing/2 + 0.5
 	w.grid.shape(n, w.wall, side*spacing+2)
 	if cap(w.bodies) < n+1 {
-		contacts := 6*n + 16
 		w.bodies = make([]body, n+1)
 		w.axes = make([]axes, n+1)
-		w.cache.reserve(n, contacts)
-		w.next.reserve(n, contacts)
-		w.manifolds = make([]manifold, 0, contacts)
-		w.points = make([]point, 0, 3*contacts)
-		w.calm = make([]int32, n)
+		w.cache.start = make([]int32, n+1)
+		w.next.start = make([]int32, n+1)
+		w.stirred = make([]bool, n)
+		w.moving = make([]bool, n)
 		w.pairs = make([]pair, 0, 10*n)
 		w.sorted = make([]pair, 10*n)
 		w.pairStart = make([]int32, n+1)
+		w.cache.room(16 * n)
+		w.next.room(16 * n)
+		w.room(16 * n)
 	}
 	w.bodies = w.bodies[:n+1]
 	w.axes = w.axes[:n+1]
-	w.calm = w.calm[:n]
+	w.stirred = w.stirred[:n]
+	w.moving = w.moving[:n]
 	w.pairStart = w.pairStart[:n+1]
 	w.cache.clear(n)
 	w.next.clear(n)
