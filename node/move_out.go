@@ -89,7 +89,7 @@ type moveOut struct {
 	done    chan struct{} // closed when the machine has finished
 
 	cancelFreeze context.CancelFunc // of the freeze under way
-	writes       *writeLog          // until the freeze
+	writes       *writeLog          // nil after a restart
 
 	mu       sync.Mutex
 	at       handover.SourcePhase
@@ -323,16 +323,18 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	}
 	m.mu.Lock()
 	m.frozen = at
-	writes := m.writes
-	m.writes = nil
 	m.mu.Unlock()
-	recent := writes.end(m.n, m.w)
-	pages, tbl, err := m.n.frozenPages(m.w, m.epoch, int64(img.State.Pages)*wasmPage, recent)
+	size := int64(img.State.Pages) * wasmPage
+	zero, recent, err := m.writes.frozen(m.n, size)
+	if err != nil {
+		return nil, nil, err
+	}
+	pages, tbl, err := m.n.frozenPages(m.w, m.epoch, size, zero, recent)
 	if err != nil {
 		return nil, nil, err
 	}
 	m.mu.Lock()
-	m.pages, m.memory = pages, uint64(img.State.Pages)*wasmPage
+	m.pages, m.memory = pages, uint64(size)
 	m.mu.Unlock()
 	img.Table = tbl
 	head, err = img.encode()
@@ -399,11 +401,9 @@ func (m *moveOut) closePages() {
 func (m *moveOut) finish(r handover.Result) {
 	m.mu.Lock()
 	m.result, m.finished = r, time.Now()
-	writes := m.writes
-	m.writes = nil
 	m.mu.Unlock()
-	writes.end(m.n, m.w) // of a move that never froze
 	if r.Outcome != handover.Moved && m.w != nil {
+		m.writes.close(m.n)
 		m.closePages()
 		m.w.memoryIn.release()
 	}

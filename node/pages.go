@@ -36,17 +36,11 @@ func storeBytes() int64 {
 // frozenPages makes what serves a frozen worker's pages, and its page table as
 // it travels. The names of pages are computed as they are sent, not now: now
 // the worker stands still.
-func (n *Node) frozenPages(w *worker, epoch uint64, size int64, recent []pager.Run) (*pager.Source, []byte, error) {
+func (n *Node) frozenPages(w *worker, epoch uint64, size int64, zero, recent []pager.Run) (*pager.Source, []byte, error) {
 	r := w.runner.Region()
 	t := pager.NewTable(int(size / pager.PageSize))
-	if r.File != nil {
-		zero, err := pager.ZeroRuns(r.File, size)
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, run := range zero {
-			t.Set(run, pager.Zero)
-		}
+	for _, run := range zero {
+		t.Set(run, pager.Zero)
 	}
 	s, err := pager.NewSource(pager.SourceConfig{
 		Worker: w.ID, Epoch: epoch, Memory: r.Data[:size], Table: t, Recent: recent, Log: n.log,

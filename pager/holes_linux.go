@@ -17,37 +17,58 @@ func ZeroRuns(file *os.File, size int64) ([]Run, error) {
 	if size < 0 || size > MaxPages*PageSize {
 		return nil, fmt.Errorf("find holes in %d bytes: at most %d", size, int64(MaxPages)*PageSize)
 	}
+	if size == 0 {
+		return nil, nil
+	}
+	return ZeroRunsWithin(file, []Run{{0, uint32((size + PageSize - 1) / PageSize)}})
+}
+
+// ZeroRunsWithin is ZeroRuns for parts of a memory file: runs in order and
+// apart. A file that is only ever written gets no new holes, so those found
+// earlier are all that have to be looked at again.
+func ZeroRunsWithin(file *os.File, within []Run) ([]Run, error) {
+	if err := checkRuns(within, MaxPages); err != nil {
+		return nil, fmt.Errorf("find holes: %w", err)
+	}
 	var runs []Run
 	err := control(file, func(fd int) error {
-		// The offset of the descriptor moves, and it is shared with every
-		// duplicate. Nobody reads or writes a memory file by offset.
-		for at := int64(0); at < size; {
-			data, err := unix.Seek(fd, at, unix.SEEK_DATA)
-			switch {
-			case errors.Is(err, unix.ENXIO): // no more data
-				data = size
-			case err != nil:
-				return fmt.Errorf("find data after %d: %w", at, err)
-			}
-			data = min(data, size)
-			// A page that is hole and data in parts counts as data.
-			first, last := (at+PageSize-1)/PageSize, data/PageSize
-			if data == size {
-				last = (size + PageSize - 1) / PageSize
-			}
-			if last > first {
-				runs = append(runs, Run{PageNum(first), uint32(last - first)})
-			}
-			if data == size {
-				return nil
-			}
-			if at, err = unix.Seek(fd, data, unix.SEEK_HOLE); err != nil {
-				return fmt.Errorf("find a hole after %d: %w", data, err)
+		for _, part := range within {
+			var err error
+			if runs, err = appendHoles(runs, fd, part); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
 	return runs, err
+}
+
+func appendHoles(runs []Run, fd int, part Run) ([]Run, error) {
+	// The offset of the descriptor moves, and it is shared with every
+	// duplicate. Nobody reads or writes a memory file by offset.
+	end := int64(part.end()) * PageSize
+	for at := int64(part.First) * PageSize; at < end; {
+		data, err := unix.Seek(fd, at, unix.SEEK_DATA)
+		switch {
+		case errors.Is(err, unix.ENXIO): // no more data
+			data = end
+		case err != nil:
+			return nil, fmt.Errorf("find data after %d: %w", at, err)
+		}
+		data = min(data, end)
+		// A page that is hole and data in parts counts as data.
+		first, last := (at+PageSize-1)/PageSize, data/PageSize
+		if last > first {
+			runs = append(runs, Run{PageNum(first), uint32(last - first)})
+		}
+		if data == end {
+			break
+		}
+		if at, err = unix.Seek(fd, data, unix.SEEK_HOLE); err != nil {
+			return nil, fmt.Errorf("find a hole after %d: %w", data, err)
+		}
+	}
+	return runs, nil
 }
 
 // control calls f with the descriptor of file, which stays as it is and open

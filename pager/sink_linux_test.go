@@ -217,8 +217,10 @@ func TestCorruptPage(t *testing.T) {
 	r := testRand(t)
 	mem := testMemory(r, pages, 0)
 	c := startArmable(t, pages)
-	other := append([]byte(nil), mem...)
 	const bad = 17
+	// Not a copy of a page beside it, whose bytes would do for it too.
+	copy(mem[bad*PageSize:], "a page like no other")
+	other := append([]byte(nil), mem...)
 	other[bad*PageSize+99] ^= 1
 	names := NewTable(pages)
 	for p := range pages {

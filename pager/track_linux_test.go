@@ -147,6 +147,7 @@ func TestZeroRuns(t *testing.T) {
 	r := testRand(t)
 	c := startArmable(t, pages)
 	in := map[PageNum]bool{}
+	before := []Run{{0, pages}}
 	for range 40 {
 		p := PageNum(r.IntN(pages))
 		c.region.Data[int(p)*PageSize] = 0 // written with zeroes: data, not a hole
@@ -155,6 +156,12 @@ func TestZeroRuns(t *testing.T) {
 		if want := runsOf(pages, func(p PageNum) bool { return !in[p] }); err != nil || !slices.Equal(got, want) {
 			t.Fatalf("got %v, %v, want %v", got, err, want)
 		}
+		// What is a hole now was one before: looking there again is enough.
+		again, err := ZeroRunsWithin(c.region.File, before)
+		if err != nil || !slices.Equal(NormalizeRuns(again), got) {
+			t.Fatalf("within %v: got %v, %v, want %v", before, again, err, got)
+		}
+		before = got
 	}
 	if _, err := ZeroRuns(c.region.File, -1); err == nil {
 		t.Error("negative size")
