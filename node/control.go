@@ -261,12 +261,12 @@ func JoinError(err error) error {
 func (b backend) Leave(context.Context) (control.LeaveResult, error) {
 	n := b.n
 	n.mu.Lock()
-	busy := len(n.workers)
+	busy := len(n.workers) + len(n.incoming) + len(n.outgoing)
 	n.mu.Unlock()
 	if busy > 0 {
 		return control.LeaveResult{}, &control.Error{
 			Code:    control.CodeConflict,
-			Message: fmt.Sprintf("%d workers are at home here", busy),
+			Message: fmt.Sprintf("%d workers are at home here or on their way", busy),
 			Hint:    "move them with `meshnode worker migrate NAME --to NODE`, or stop them",
 		}
 	}
@@ -310,7 +310,7 @@ func (b backend) RunWorker(ctx context.Context, req control.RunRequest, module i
 			Hint:    "choose another name with --name, or stop that worker",
 		}
 	}
-	h, size, err := n.modules.put(module)
+	h, size, err := n.modules.put(module, nil)
 	if err != nil {
 		return control.Worker{}, err
 	}

@@ -29,6 +29,9 @@ type deliverFrame struct {
 	Moved   *deliverMoved   `cbor:"6,keyasint,omitempty"`
 	Ended   *deliverEnded   `cbor:"7,keyasint,omitempty"`
 	Refused *deliverRefused `cbor:"8,keyasint,omitempty"`
+	// Ack says that the sender has all replies up to here, when no message
+	// comes to say it.
+	Ack uint64 `cbor:"9,keyasint,omitempty"`
 }
 
 type deliverHello struct {
@@ -142,6 +145,8 @@ func (n *Node) readMessages(ctx context.Context, w *worker, s io.Reader, o *outl
 			return false, err
 		}
 		switch {
+		case f.Ack != 0:
+			w.inbox.ack(o, f.Ack)
 		case f.Bye != nil:
 			return true, nil
 		case f.Message != nil:
@@ -165,12 +170,9 @@ func (n *Node) say(s io.Writer, f deliverFrame) {
 	}
 }
 
-// interrupt makes a read that blocks on s return.
+// interrupt makes reads and writes that block on s return.
 func interrupt(s any) {
-	switch s := s.(type) {
-	case interface{ SetReadDeadline(time.Time) error }:
-		_ = s.SetReadDeadline(time.Unix(1, 0)) // an ended stream needs no deadline
-	case io.Closer:
-		_ = s.Close()
+	if s, ok := s.(interface{ SetDeadline(time.Time) error }); ok {
+		_ = s.SetDeadline(time.Unix(1, 0)) // an ended stream needs no deadline
 	}
 }

@@ -160,7 +160,7 @@ func (in *inbox) push(ctx context.Context, o *outlet, seq uint64, call bool, pay
 			in.mu.Unlock()
 			return fmt.Errorf("%w: %d after %d", errGap, seq, s.accepted)
 		}
-		full := s.accepted-s.done >= senderWindow || len(s.replies) >= senderWindow ||
+		full := s.accepted-s.done+uint64(len(s.replies)) >= senderWindow ||
 			in.bytes > 0 && in.bytes+len(payload) > inboxBytes
 		if !full {
 			s.accepted = seq
@@ -178,6 +178,14 @@ func (in *inbox) push(ctx context.Context, o *outlet, seq uint64, call bool, pay
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// ack is what a sender says of the replies that it has.
+func (in *inbox) ack(o *outlet, acked uint64) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	o.sender.ackLocked(acked)
+	in.roomLocked()
 }
 
 // ackLocked drops the replies up to acked, which have reached the sender.

@@ -99,7 +99,12 @@ func (n *Node) create(ctx context.Context, s spec) (*worker, error) {
 		return nil, fmt.Errorf("start worker %s: %w", s.Name, err)
 	}
 	w := n.newWorker(s, 1, r, logs)
-	w.memory = uint64(r.Pages()) * wasmPage
+	st, err := r.State(ctx)
+	if err != nil {
+		r.Close()
+		return nil, fmt.Errorf("start worker %s: %w", s.Name, err)
+	}
+	w.memory = uint64(st.Pages) * wasmPage
 	// On disk before anyone hears of it: after a crash the node knows what it
 	// owned.
 	err = n.journal.Put(handover.Record{
@@ -158,16 +163,33 @@ func (n *Node) stop(ctx context.Context, w *worker) error {
 			return err
 		}
 	}
+	// One whose arrival is not on disk yet could still be given back to where
+	// it came from, and run there.
+	for in := n.arrival(w.ID); in != nil && w.isGated(); {
+		_, changed := in.phase()
+		if !w.isGated() {
+			break
+		}
+		select {
+		case <-changed:
+		case <-in.done:
+			return control.Moved(string(in.from))
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	w.kill(control.StateStopped, "")
-	n.mu.Lock()
-	delete(n.workers, w.ID)
-	delete(n.ended, w.ID)
-	n.mu.Unlock()
+	n.forget(w)
 	if in := n.arrival(w.ID); in != nil {
 		// While a move is under way its machine writes the journal.
 		in.feed(handover.RunnerDied{Reason: stoppedByUser})
 		return nil
 	}
+	return n.deleteRecord(w)
+}
+
+// deleteRecord makes the journal forget a worker that its user stopped.
+func (n *Node) deleteRecord(w *worker) error {
 	err := n.journal.Delete(w.ID)
 	if errors.Is(err, handover.ErrUnsettled) {
 		// A node that it came from may still ask what became of it.
@@ -181,8 +203,11 @@ const stoppedByUser = "stopped by the user"
 // workerEnded takes a worker that runs no more off the list of those that do.
 func (n *Node) workerEnded(w *worker, state, reason string) {
 	n.mu.Lock()
-	delete(n.workers, w.ID)
-	if state != control.StateStopped {
+	if n.workers[w.ID] == w {
+		delete(n.workers, w.ID)
+	}
+	// One that is not known to be this node's is nothing to show.
+	if state != control.StateStopped && !w.isGated() {
 		n.ended[w.ID] = w
 	}
 	n.mu.Unlock()
@@ -197,6 +222,41 @@ func (n *Node) workerEnded(w *worker, state, reason string) {
 		out.feed(died)
 	} else if err := n.recordEnd(w, state, reason); err != nil {
 		n.log.Error("worker's end not on disk", "worker", w.ID, "error", err)
+	}
+}
+
+// settleEnd writes how a worker ended that did so while a move was under way,
+// which had the journal to itself.
+func (n *Node) settleEnd(w *worker) {
+	w.mu.Lock()
+	state, reason, gated := w.state, w.reason, w.gated
+	w.mu.Unlock()
+	var err error
+	switch {
+	case gated || !ended(state) || n.ctx.Err() != nil:
+	case state == control.StateStopped:
+		err = n.deleteRecord(w)
+	default:
+		err = n.recordEnd(w, state, reason)
+	}
+	if err != nil {
+		n.log.Error("worker's end not on disk", "worker", w.ID, "error", err)
+	}
+}
+
+// forget takes a worker off this node's lists.
+func (n *Node) forget(w *worker) { n.unlist(w.ID, w) }
+
+// unlist takes a worker off the lists: w, or, if that is nil, what was listed
+// of it after a restart.
+func (n *Node) unlist(id string, w *worker) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if w != nil && n.workers[id] == w {
+		delete(n.workers, id)
+	}
+	if w == nil || n.ended[id] == w {
+		delete(n.ended, id)
 	}
 }
 
@@ -276,14 +336,14 @@ func (n *Node) recover() error {
 }
 
 // bury lists a worker that runs no more.
-func (n *Node) bury(s spec, epoch uint64, state, reason string) {
+func (n *Node) bury(s spec, epoch uint64, state, reason string) *worker {
 	w := n.newWorker(s, epoch, nil, newLogRing())
-	w.cancel = func(error) {}
-	close(w.ended)
+	w.launch.Do(func() { close(w.ended) })
 	n.mu.Lock()
 	n.ended[s.ID] = w
 	n.mu.Unlock()
 	w.inbox.close(deliverFrame{Ended: &deliverEnded{State: state, Reason: reason}})
 	w.setState(state, reason)
 	n.log.Warn("worker ended", "worker", s.ID, "name", s.Name, "state", state, "reason", reason)
+	return w
 }

@@ -58,6 +58,15 @@ func (n *Node) newLink(move handover.MoveID, peer mesh.NodeID, feed func(handove
 // run writes what send queues, until ctx is done.
 func (l *link) run(ctx context.Context) {
 	defer l.close()
+	// A peer that does not read must not hold the node up when it stops.
+	stop := context.AfterFunc(ctx, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.stream != nil {
+			_ = l.stream.SetWriteDeadline(time.Now().Add(time.Second))
+		}
+	})
+	defer stop()
 	for {
 		select {
 		case f := <-l.out:

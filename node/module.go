@@ -37,8 +37,9 @@ func (m modules) path(h pager.Hash) string {
 	return filepath.Join(m.dir, hex.EncodeToString(h[:])+".wasm")
 }
 
-// put stores what r yields, at most control.MaxModuleBytes of it.
-func (m modules) put(r io.Reader) (pager.Hash, int64, error) {
+// put stores what r yields, at most control.MaxModuleBytes of it. If want is not
+// nil, it stores nothing but the module of that name.
+func (m modules) put(r io.Reader, want *pager.Hash) (pager.Hash, int64, error) {
 	var h pager.Hash
 	f, err := os.CreateTemp(m.dir, "incoming-*")
 	if err != nil {
@@ -58,6 +59,9 @@ func (m modules) put(r io.Reader) (pager.Hash, int64, error) {
 		}
 	}
 	hasher.Sum(h[:0])
+	if want != nil && h != *want {
+		return h, 0, fmt.Errorf("module %v arrived as %v", *want, h)
+	}
 	if err := f.Sync(); err != nil {
 		return h, 0, err
 	}
@@ -112,15 +116,8 @@ func (n *Node) fetchModule(ctx context.Context, from mesh.NodeID, h pager.Hash, 
 	if have.Size != size {
 		return fmt.Errorf("module %v is not what was offered: %d bytes instead of %d", h, have.Size, size)
 	}
-	got, _, err := n.modules.put(io.LimitReader(s, size))
-	if err != nil {
-		return err
-	}
-	if got != h {
-		os.Remove(n.modules.path(got))
-		return fmt.Errorf("module %v arrived as %v", h, got)
-	}
-	return nil
+	_, _, err = n.modules.put(io.LimitReader(s, size), &h)
+	return err
 }
 
 // serveModule answers fetchModule.

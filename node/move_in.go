@@ -46,6 +46,7 @@ type moveIn struct {
 	logs     *logRing
 	runner   *runner.Runner // until the worker has it
 	sink     *pager.Sink
+	filled   int64 // bytes of memory that came before the commit
 	w        *worker
 }
 
@@ -196,7 +197,7 @@ func (m *moveIn) prepare() {
 	err := m.ready(ctx)
 	if err == nil {
 		m.feed(handover.Prepared{
-			Paging: m.n.support.Missing, StoreWarm: m.n.storeFor(m.spec.Module) != nil, Meta: m.offer.Config,
+			Paging: m.n.support.Missing && m.runner.Region().UFFD >= 0, StoreWarm: m.n.storeFor(m.spec.Module) != nil, Meta: m.offer.Config,
 		})
 		return
 	}
@@ -270,7 +271,15 @@ func (m *moveIn) ready(ctx context.Context) error {
 
 // fill fetches all pages before the worker runs.
 func (m *moveIn) fill(table []byte) {
-	sink, err := m.newSink(table, int64(m.offer.MemoryBytes))
+	size, table, err := parseFrozen(table)
+	if err == nil && size > int64(m.offer.MemoryLimit) {
+		err = fmt.Errorf("a memory of %d bytes, the worker's limit is %d", size, m.offer.MemoryLimit)
+	}
+	if err != nil {
+		m.feed(handover.FillFailed{Reason: err.Error()})
+		return
+	}
+	sink, err := m.newSink(table, size)
 	if err != nil {
 		m.feed(handover.FillFailed{Reason: err.Error()})
 		return
@@ -282,6 +291,9 @@ func (m *moveIn) fill(table []byte) {
 		m.feed(handover.FillFailed{Reason: err.Error()})
 		return
 	}
+	m.mu.Lock()
+	m.filled = size
+	m.mu.Unlock()
 	m.feed(handover.FilledAll{})
 }
 
@@ -319,12 +331,15 @@ func (m *moveIn) continued(a handover.Resume) error {
 		return err
 	}
 	m.mu.Lock()
-	s, r := m.spec, m.runner
+	s, r, filled := m.spec, m.runner, m.filled
 	m.mu.Unlock()
 	if img.Spec.ID != s.ID || img.Spec.Module != s.Module || img.Spec.MemoryLimit != s.MemoryLimit {
 		return errors.New("the image is not of the worker that was offered")
 	}
 	size := int64(img.State.Pages) * wasmPage
+	if !a.Paging && size != filled {
+		return fmt.Errorf("a memory of %d bytes, of which %d came", size, filled)
+	}
 	if a.Paging {
 		sink, err := m.newSink(img.Table, size)
 		if err != nil {
@@ -356,12 +371,17 @@ func (m *moveIn) continued(a handover.Resume) error {
 		m.mu.Unlock()
 		return context.Cause(m.ctx)
 	}
-	m.w, m.runner = w, nil
-	m.mu.Unlock()
 	m.n.mu.Lock()
+	if m.n.workers[s.ID] != nil {
+		m.n.mu.Unlock()
+		m.mu.Unlock()
+		return errors.New("the worker runs here already")
+	}
 	delete(m.n.ended, s.ID) // an earlier life of it here
 	m.n.workers[s.ID] = w
 	m.n.mu.Unlock()
+	m.w, m.runner = w, nil
+	m.mu.Unlock()
 	m.unreserve()
 	if !w.paused {
 		w.timers.run(time.Now())
@@ -395,13 +415,13 @@ func (m *moveIn) drain() {
 	case err != nil:
 		m.feed(handover.PagesGone{Reason: err.Error()})
 	default:
-		_ = w.do(m.ctx, func() { // if it has ended, it says so itself
-			w.mu.Lock()
-			w.draining = false
-			w.mu.Unlock()
-			w.shown()
-		})
+		// Not on the loop: the worker may be in an event, and as long as it is
+		// draining nobody ends one that takes too long.
+		w.mu.Lock()
+		w.draining = false
+		w.mu.Unlock()
 		m.feed(handover.DrainedAll{})
+		_ = w.do(m.ctx, w.shown) // if it has ended, it says so itself
 	}
 }
 
@@ -428,9 +448,7 @@ func (m *moveIn) discard() {
 	}
 	if w != nil {
 		w.discard()
-		m.n.mu.Lock()
-		delete(m.n.workers, w.ID)
-		m.n.mu.Unlock()
+		m.n.forget(w)
 	}
 	m.tasks.Wait()
 	// A runner that came up meanwhile goes too.
@@ -467,6 +485,9 @@ func (m *moveIn) finish(r handover.Result) {
 	m.n.log.Info("arrival ended", "worker", m.offer.Worker, "name", m.offer.Name, "from", m.n.nameOf(m.from),
 		"outcome", r.Outcome.String(), "reason", r.Reason)
 	close(m.done)
+	if w := m.worker(); w != nil {
+		m.n.settleEnd(w)
+	}
 }
 
 // arrival returns the move that brings or brought a worker here, if it has not

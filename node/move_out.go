@@ -89,6 +89,7 @@ type moveOut struct {
 	done    chan struct{} // closed when the machine has finished
 
 	cancelFreeze context.CancelFunc // of the freeze under way
+	freezing     sync.WaitGroup     // the freeze under way
 	writes       *writeLog          // nil after a restart
 
 	mu       sync.Mutex
@@ -247,8 +248,11 @@ func (n *Node) ask(rec handover.Record, s spec) error {
 		n: n, spec: s, id: rec.Move, to: mesh.NodeID(rec.Peer), toName: n.nameOf(mesh.NodeID(rec.Peer)),
 		machine: machine, box: newMailbox(), done: make(chan struct{}), started: time.Now(), epoch: rec.Epoch,
 	}
-	n.bury(s, rec.Epoch, control.StateInDoubt,
+	w := n.bury(s, rec.Epoch, control.StateInDoubt,
 		fmt.Sprintf("this node restarted while the worker was on its way to node %s; asking there", m.toName))
+	w.mu.Lock()
+	w.move = m // for stop, which has to give it up
+	w.mu.Unlock()
 	n.startOut(m)
 	return nil
 }
@@ -306,7 +310,9 @@ func (n *Node) persist(p handover.Persist, feed func(handover.Event)) {
 // freeze stops the worker and makes its image, ready to be served.
 func (m *moveOut) freeze(ctx context.Context) {
 	ctx, m.cancelFreeze = context.WithCancel(ctx)
+	m.freezing.Add(1)
 	m.n.tasks.Go(func() {
+		defer m.freezing.Done()
 		head, table, err := m.image(ctx)
 		if err != nil {
 			m.feed(handover.FreezeFailed{Reason: err.Error()})
@@ -338,7 +344,7 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	m.mu.Unlock()
 	img.Table = tbl
 	head, err = img.encode()
-	return head, tbl, err
+	return head, appendFrozen(size, tbl), err
 }
 
 func (m *moveOut) thaw(ctx context.Context, epoch uint64) {
@@ -399,8 +405,13 @@ func (m *moveOut) closePages() {
 }
 
 func (m *moveOut) finish(r handover.Result) {
+	m.freezing.Wait()
 	m.mu.Lock()
 	m.result, m.finished = r, time.Now()
+	blackout := m.running.Sub(m.frozen)
+	if m.running.IsZero() {
+		blackout = 0
+	}
 	m.mu.Unlock()
 	if r.Outcome != handover.Moved && m.w != nil {
 		m.writes.close(m.n)
@@ -425,12 +436,15 @@ func (m *moveOut) finish(r handover.Result) {
 	m.n.metrics.pageBytes.WithLabelValues("out").Add(float64(m.sentLocked().Bytes))
 	m.mu.Unlock()
 	m.n.metrics.moves.WithLabelValues("out", r.Outcome.String()).Inc()
-	if !m.running.IsZero() {
-		m.n.metrics.blackout.Observe(m.running.Sub(m.frozen).Seconds())
+	if blackout > 0 {
+		m.n.metrics.blackout.Observe(blackout.Seconds())
 	}
 	m.n.log.Info("move ended", "worker", m.spec.ID, "name", m.spec.Name, "to", m.toName,
-		"outcome", r.Outcome.String(), "reason", r.Reason, "blackout", m.running.Sub(m.frozen))
+		"outcome", r.Outcome.String(), "reason", r.Reason, "blackout", blackout)
 	close(m.done)
+	if m.w != nil && r.Outcome == handover.Kept {
+		m.n.settleEnd(m.w)
+	}
 }
 
 // received notes when the destination's word came: the end of the blackout.
@@ -548,6 +562,11 @@ func (m *moveOut) abandon(ctx context.Context, reason string) error {
 	m.feed(handover.Abandon{Reason: reason})
 	select {
 	case <-m.done:
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.result.Outcome == handover.Moved {
+			return control.Moved(string(m.to))
+		}
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("worker %s is on its way to node %s: %w", m.spec.Name, m.toName, context.Cause(ctx))
@@ -564,10 +583,7 @@ func (m *moveOut) lose(a handover.Lose) {
 		ID: m.spec.ID, Name: m.spec.Name, Home: m.to, Epoch: a.Epoch,
 		State: control.StateLost, Reason: a.Reason, Module: m.spec.Module.String(),
 	}, m.n.id)
-	m.n.mu.Lock()
-	delete(m.n.workers, m.spec.ID)
-	delete(m.n.ended, m.spec.ID)
-	m.n.mu.Unlock()
+	m.n.unlist(m.spec.ID, m.w)
 	if m.w != nil {
 		m.w.inbox.close(deliverFrame{Ended: &deliverEnded{State: control.StateLost, Reason: a.Reason}})
 		m.w.discard()
@@ -580,10 +596,7 @@ func (n *Node) left(m *moveOut, epoch uint64) {
 		ID: m.spec.ID, Name: m.spec.Name, Home: m.to, Epoch: epoch,
 		State: control.StateRunning, Module: m.spec.Module.String(),
 	}, n.id)
-	n.mu.Lock()
-	delete(n.workers, m.spec.ID)
-	delete(n.ended, m.spec.ID) // after a restart it was listed as in doubt
-	n.mu.Unlock()
+	n.unlist(m.spec.ID, m.w)
 	if m.w == nil {
 		return
 	}
@@ -611,6 +624,9 @@ func (n *Node) lose(w *worker, s spec, epoch uint64, reason string) {
 	}
 	w.mu.Lock()
 	w.epoch = epoch
+	over := ended(w.state)
 	w.mu.Unlock()
-	w.kill(control.StateLost, reason)
+	if !over { // else it ended by itself, or by its user, and stays what it is
+		w.kill(control.StateLost, reason)
+	}
 }

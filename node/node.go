@@ -451,7 +451,8 @@ func (n *Node) locals() []*worker {
 // A stream is one to another node, or to this one.
 type stream interface {
 	io.ReadWriteCloser
-	SetReadDeadline(time.Time) error
+	SetDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
 }
 
 // openStream opens a stream to a node, which may be this one.

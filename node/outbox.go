@@ -30,6 +30,7 @@ type outbox struct {
 	mu      sync.Mutex
 	targets map[string]*Sender // by the name that the worker used
 	running bool
+	ended   bool
 	room    chan struct{} // one token: something has arrived
 }
 
@@ -41,12 +42,27 @@ func newOutbox(n *Node, log func(string, ...any)) *outbox {
 func (o *outbox) full() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	messages, bytes := 0, 0
+	messages, bytes, busy := 0, 0, 0
 	for _, s := range o.targets {
 		m, b := s.backlog()
 		messages, bytes = messages+m, bytes+b
+		busy += min(m, 1)
 	}
-	return messages >= outboxMessages || bytes >= outboxBytes || len(o.targets) >= outboxTargets
+	return messages >= outboxMessages || bytes >= outboxBytes || busy >= outboxTargets
+}
+
+// evictLocked forgets a target for which nothing waits, to make room. Its
+// worker forgets it in turn.
+func (o *outbox) evictLocked() {
+	for name, s := range o.targets {
+		if n, _ := s.backlog(); n == 0 {
+			delete(o.targets, name)
+			if o.running {
+				o.node.tasks.Go(s.Close)
+			}
+			return
+		}
+	}
 }
 
 // add takes what an event has sent.
@@ -56,6 +72,9 @@ func (o *outbox) add(sends []runner.Message) {
 	for _, m := range sends {
 		s := o.targets[m.To]
 		if s == nil {
+			if len(o.targets) >= outboxTargets {
+				o.evictLocked()
+			}
 			s = o.newTarget(m.To)
 			s.init(1)
 			crand.Read(s.id[:])
@@ -101,7 +120,7 @@ func (o *outbox) signal() {
 func (o *outbox) start() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.running {
+	if o.running || o.ended {
 		return
 	}
 	o.running = true
@@ -122,9 +141,20 @@ func (o *outbox) stop() {
 	if !was {
 		return
 	}
-	for _, s := range ss {
-		s.halt()
+	for _, s := range ss { // all at once, and then wait for the slowest
+		s.cancel(errHalted)
 	}
+	for _, s := range ss {
+		<-s.done
+	}
+}
+
+// end stops it for good.
+func (o *outbox) end() {
+	o.mu.Lock()
+	o.ended = true
+	o.mu.Unlock()
+	o.stop()
 }
 
 // An outState is one target of an outbox in a worker's image.

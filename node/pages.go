@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 
@@ -50,6 +51,26 @@ func (n *Node) frozenPages(w *worker, epoch uint64, size int64, zero, recent []p
 		return nil, nil, err
 	}
 	return s, t.Append(nil), nil
+}
+
+// appendFrozen and parseFrozen put a frozen memory's size before its page table,
+// for FROZEN: the memory may have grown since the offer.
+//
+//	size   uint64  // bytes, big endian
+//	table  ...     // package pager
+func appendFrozen(size int64, table []byte) []byte {
+	return append(binary.BigEndian.AppendUint64(nil, uint64(size)), table...)
+}
+
+func parseFrozen(b []byte) (size int64, table []byte, err error) {
+	if len(b) < 8 {
+		return 0, nil, fmt.Errorf("page table of %d bytes", len(b))
+	}
+	n := binary.BigEndian.Uint64(b)
+	if n > runner.MaxMemory || n%wasmPage != 0 {
+		return 0, nil, fmt.Errorf("page table of a memory of %d bytes", n)
+	}
+	return int64(n), b[8:], nil
 }
 
 // servePages answers a destination that fetches pages, on either stream.

@@ -53,6 +53,10 @@ var (
 	errHalted = errors.New("sender halted") // to be started again, perhaps elsewhere
 )
 
+// ackDelay is how long a sender waits for a message that could carry what has
+// arrived.
+const ackDelay = 100 * time.Millisecond
+
 // nameWait is how long messages to a name that no worker has are kept.
 const nameWait = 30 * time.Second
 
@@ -95,12 +99,6 @@ func (s *Sender) start() {
 // processed.
 func (s *Sender) Close() {
 	s.cancel(errClosed)
-	<-s.done
-}
-
-// halt stops delivering and keeps what has no reply yet.
-func (s *Sender) halt() {
-	s.cancel(errHalted)
 	<-s.done
 }
 
@@ -198,14 +196,25 @@ func (s *Sender) run(ctx context.Context) error {
 	}
 	var hint deliverMoved // where a home said the worker went
 	wait := retryWait{min: 5 * time.Millisecond, max: time.Second}
+	listed := time.Now() // when the directory last knew the worker
 	for {
 		// The watch is taken first, so that a change between the look and the
 		// wait ends the wait.
 		changed := s.node.dir.watch()
 		home, err := s.home(hint)
+		if errors.Is(err, errNotListed) && time.Since(listed) < nameWait {
+			if !wait.pause(ctx, changed) {
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		if errors.Is(err, errNotListed) {
+			err = &endedError{worker: s.worker, state: control.StateStopped}
+		}
 		if err != nil {
 			return err
 		}
+		listed = time.Now()
 		moved, welcome, err := s.converse(ctx, home)
 		switch {
 		case ctx.Err() != nil:
@@ -263,15 +272,18 @@ func (s *Sender) lookup(ctx context.Context) error {
 func (s *Sender) home(hint deliverMoved) (mesh.NodeID, error) {
 	e, ok := s.node.dir.get(s.worker)
 	switch {
-	case ok && ended(e.State):
-		return "", &endedError{worker: e.Name, state: e.State, reason: e.Reason}
 	case hint.To != "" && (!ok || hint.Epoch > e.Epoch):
 		return hint.To, nil
+	case ok && ended(e.State):
+		return "", &endedError{worker: e.Name, state: e.State, reason: e.Reason}
 	case ok:
 		return e.Home, nil
 	}
-	return "", &endedError{worker: s.worker, state: control.StateStopped}
+	return "", errNotListed
 }
+
+// errNotListed means that gossip has not brought, or no longer has, the worker.
+var errNotListed = errors.New("the worker is not in the directory")
 
 // converse holds one connection to a home until it breaks. welcome says that
 // the home serves this sender.
@@ -283,7 +295,12 @@ func (s *Sender) converse(ctx context.Context, home mesh.NodeID) (moved deliverM
 		return moved, false, err
 	}
 	defer st.Close()
-	stop := context.AfterFunc(ctx, func() { interrupt(st) })
+	stop := context.AfterFunc(ctx, func() {
+		interrupt(st)
+		if errors.Is(context.Cause(ctx), errClosed) {
+			_ = st.SetWriteDeadline(time.Now().Add(time.Second)) // for the goodbye
+		}
+	})
 	defer stop()
 
 	s.mu.Lock()
@@ -312,6 +329,7 @@ func (s *Sender) converse(ctx context.Context, home mesh.NodeID) (moved deliverM
 func bySeq(m deliverMessage, seq uint64) int { return cmp.Compare(m.Seq, seq) }
 
 func (s *Sender) write(ctx context.Context, st io.Writer, sent uint64) error {
+	told := sent // the home knows that replies up to here have arrived
 	for {
 		s.mu.Lock()
 		changed := s.changed
@@ -323,14 +341,28 @@ func (s *Sender) write(ctx context.Context, st io.Writer, sent uint64) error {
 		batch := slices.Clone(s.pending[i:max(i, j)])
 		s.mu.Unlock()
 		for i := range batch {
+			if ctx.Err() != nil {
+				break
+			}
 			batch[i].Acked = acked
 			if err := mesh.WriteMessage(st, deliverFrame{Message: &batch[i]}); err != nil {
 				return err
 			}
-			sent = batch[i].Seq
+			sent, told = batch[i].Seq, acked
+		}
+		var idle <-chan time.Time
+		if acked > told {
+			idle = time.After(ackDelay)
 		}
 		select {
 		case <-changed:
+		case <-idle:
+			// No message came that could have said it: the home keeps replies
+			// until it knows that they have arrived.
+			if err := mesh.WriteMessage(st, deliverFrame{Ack: acked}); err != nil {
+				return err
+			}
+			told = acked
 		case <-ctx.Done():
 			if errors.Is(context.Cause(ctx), errClosed) {
 				return mesh.WriteMessage(st, deliverFrame{Bye: &deliverBye{}})

@@ -66,6 +66,10 @@ func (l *writeLog) begin(n *Node, size int64) {
 		n.log.Warn("writes not tracked", "worker", l.w.ID, "error", err)
 		return
 	}
+	if t.Method() == "hashes" {
+		_ = t.Stop() // too dear, as above
+		return
+	}
 	l.tracker, l.recency = t, pager.NewRecency(l.pages)
 }
 

@@ -44,10 +44,12 @@ type worker struct {
 	paused bool // by the user
 
 	requests chan func()
+	ctx      context.Context // of the loop
+	cancel   context.CancelCauseFunc
+	launch   sync.Once     // the loop was started, or never will be
 	ended    chan struct{} // closed when the loop has returned
 	over     sync.Once     // what the worker held has been let go
 	memoryIn use           // who reads or fills the runner's memory
-	cancel   context.CancelCauseFunc
 
 	mu     sync.Mutex
 	epoch  uint64
@@ -75,6 +77,7 @@ func (n *Node) newWorker(s spec, epoch uint64, r *runner.Runner, logs *logRing) 
 		requests: make(chan func()), ended: make(chan struct{}),
 		epoch: epoch, state: control.StateStarting, since: time.Now(),
 	}
+	w.ctx, w.cancel = context.WithCancelCause(n.ctx)
 	w.outbox = newOutbox(n, w.remark)
 	return w
 }
@@ -88,13 +91,24 @@ func (w *worker) remark(format string, args ...any) {
 
 // start runs the loop until the worker ends or leaves.
 func (w *worker) start() {
-	ctx, cancel := context.WithCancelCause(w.node.ctx)
-	w.cancel = cancel
-	w.node.tasks.Go(func() {
-		defer close(w.ended)
-		defer cancel(nil)
-		w.loop(ctx)
+	w.launch.Do(func() {
+		w.node.tasks.Go(func() {
+			defer close(w.ended)
+			defer w.cancel(nil)
+			w.loop(w.ctx)
+		})
 	})
+}
+
+// endLoop ends the loop and waits for it. One that was not started never will
+// be.
+func (w *worker) endLoop() {
+	w.cancel(errGone)
+	if w.runner != nil {
+		w.runner.Kill()
+	}
+	w.launch.Do(func() { close(w.ended) })
+	<-w.ended
 }
 
 // errGone means that the worker's loop has ended: it left or it stopped.
@@ -213,6 +227,12 @@ func (w *worker) handle(ctx context.Context, ev runner.Event) (runner.Effects, e
 
 var errOverdue = errors.New("event overdue")
 
+func (w *worker) isGated() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.gated
+}
+
 func (w *worker) isDraining() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -243,8 +263,13 @@ func (w *worker) finish(state, reason string) {
 	w.setState(state, reason)
 	w.over.Do(func() {
 		w.letGo()
-		w.outbox.stop()
-		w.inbox.close(deliverFrame{Ended: &deliverEnded{State: state, Reason: reason}})
+		w.outbox.end()
+		f := deliverFrame{Ended: &deliverEnded{State: state, Reason: reason}}
+		if w.isGated() {
+			// It may yet run on where it came from: its senders ask again.
+			f = deliverFrame{Refused: &deliverRefused{Gone: true}}
+		}
+		w.inbox.close(f)
 		w.logs.end()
 	})
 	w.node.workerEnded(w, state, reason)
@@ -300,17 +325,17 @@ func (u *use) end(close func()) {
 
 // kill ends a worker from outside its loop, even in the middle of an event.
 func (w *worker) kill(state, reason string) {
-	w.cancel(errGone)
-	if w.runner != nil {
-		w.runner.Kill()
-	}
-	<-w.ended
+	w.endLoop()
 	w.finish(state, reason)
 }
 
 // setState sets what the mesh sees of the worker.
 func (w *worker) setState(state, reason string) {
 	w.mu.Lock()
+	if ended(w.state) && !ended(state) { // what a move had to say came late
+		w.mu.Unlock()
+		return
+	}
 	w.state, w.reason, w.since = state, reason, time.Now()
 	w.mu.Unlock()
 	w.announce()
@@ -359,7 +384,11 @@ func (w *worker) freeze(ctx context.Context) (img image, at time.Time, err error
 		at = time.Now()
 		w.halt(&w.frozen)
 		w.outbox.stop()
-		img, err = w.image(ctx)
+		// A request to the runner cannot be given up without ending it.
+		img, err = w.image(context.WithoutCancel(ctx))
+		if err == nil {
+			err = context.Cause(ctx)
+		}
 		if err != nil {
 			w.thawLocked()
 		}
@@ -400,11 +429,27 @@ func (w *worker) image(ctx context.Context) (image, error) {
 
 // pause and resume are the user's.
 func (w *worker) pause(ctx context.Context) error {
-	return w.do(ctx, func() { w.halt(&w.paused); w.shown() })
+	return w.command(ctx, func() { w.halt(&w.paused) })
 }
 
 func (w *worker) resume(ctx context.Context) error {
-	return w.do(ctx, func() { w.run(&w.paused); w.shown() })
+	return w.command(ctx, func() { w.run(&w.paused) })
+}
+
+// command carries out what the user wants of the worker, unless it is on its
+// way: its image is made, and would not have it.
+func (w *worker) command(ctx context.Context, f func()) (err error) {
+	derr := w.do(ctx, func() {
+		if w.frozen {
+			err = &control.Error{
+				Code: control.CodeConflict, Message: fmt.Sprintf("worker %s is being handed over", w.Name), Hint: "try again in a moment",
+			}
+			return
+		}
+		f()
+		w.shown()
+	})
+	return errors.Join(derr, err)
 }
 
 // shown sets the state that the worker has when no move is under way. It is
@@ -452,12 +497,10 @@ func (w *worker) movedTo(to mesh.NodeID, epoch uint64) {
 
 // discard ends the worker here without a word to anyone.
 func (w *worker) discard() {
-	w.cancel(errGone)
-	w.runner.Kill()
-	<-w.ended
+	w.endLoop()
 	w.over.Do(func() {
 		w.letGo()
-		w.outbox.stop()
+		w.outbox.end()
 		w.inbox.close(deliverFrame{Refused: &deliverRefused{Gone: true}})
 		w.logs.end()
 	})
@@ -468,7 +511,13 @@ func (w *worker) discard() {
 func (w *worker) release() {
 	w.mu.Lock()
 	w.gated = false
+	over := ended(w.state)
 	w.mu.Unlock()
+	if over { // it ended meanwhile, as this node's
+		w.node.mu.Lock()
+		w.node.ended[w.ID] = w
+		w.node.mu.Unlock()
+	}
 	w.inbox.release()
 	w.outbox.start()
 	w.announce()
