@@ -79,8 +79,7 @@ type Location struct {
 // A Message goes to a worker.
 type Message struct {
 	// Call says that the handler's reply is wanted. Otherwise the message is a
-	// send: answered with an empty Reply once the worker's node has it in the
-	// worker's inbox.
+	// send: answered with an empty Reply once the worker has handled it.
 	Call    bool
 	Payload []byte // at most MaxPayloadBytes
 }
