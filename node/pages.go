@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"time"
 
 	"meshnode/mesh"
 	"meshnode/node/runner"
@@ -126,6 +127,7 @@ func (m *moveIn) newSink(table []byte, size int64) (*pager.Sink, error) {
 		// The machine decides when a path has been broken for too long; this
 		// is for one that breaks only for pages.
 		PathLimit: 2 * m.n.cfg.DrainTimeout,
+		OnFault:   func(d time.Duration) { m.n.metrics.fault.Observe(d.Seconds()) },
 	})
 	return m.sink, err
 }

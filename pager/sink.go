@@ -51,6 +51,9 @@ type SinkConfig struct {
 	// a PathError, 30 s if 0. StallLimit is how long nothing may arrive
 	// before a stream counts as broken, 10 s if 0.
 	PathLimit, StallLimit time.Duration
+	// OnFault, if not nil, is told of every page the worker waited for, and how
+	// long. It must not block.
+	OnFault func(time.Duration)
 	// Log is never nil.
 	Log *slog.Logger
 }
@@ -539,6 +542,9 @@ func (s *Sink) settle(r Run) {
 		delete(s.waits, p)
 		took := now.Sub(w.since)
 		s.latency.add(took)
+		if s.cfg.OnFault != nil {
+			s.cfg.OnFault(took)
+		}
 		if w.remote {
 			s.remote.add(took)
 			if w.tries == 1 {

@@ -16,17 +16,19 @@ func physicsInit(bodies int) []byte {
 
 // physicsTick is step i of every run, from 0, and asks for the frame that
 // shows it. The inputs are a function of i alone, so that a second run can
-// have the same: bodies are pushed all the time, and blown up now and then so
-// that they never come to rest.
+// have the same: now and then a body is pushed, or some are blown up, so that
+// they never all come to rest.
 func physicsTick(i, bodies int) []byte {
 	t := proto.Tick{Steps: 1, Frame: true}
-	t.Inputs = append(t.Inputs, proto.Input{
-		Kind: proto.Push, Cube: uint16(i * 7919 % bodies),
-		Vec: [3]float32{float32(i%7) - 3, 4, float32(i%5) - 2},
-	})
+	if k := i / 10; i%10 == 0 {
+		t.Inputs = append(t.Inputs, proto.Input{
+			Kind: proto.Push, Cube: uint16(k * 7919 % bodies),
+			Vec: [3]float32{float32(k%7) - 3, 4, float32(k%5) - 2},
+		})
+	}
 	if i%(3*demoHz) == 2*demoHz {
 		t.Inputs = append(t.Inputs, proto.Input{
-			Kind: proto.Explode, Vec: [3]float32{float32(i%9) - 4, 0.5, float32(i%11) - 5}, Radius: 8, Strength: 12,
+			Kind: proto.Explode, Vec: [3]float32{float32(i%9) - 4, 0.5, float32(i%11) - 5}, Radius: 4, Strength: 12,
 		})
 	}
 	return t.Append(nil)

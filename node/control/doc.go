@@ -61,7 +61,7 @@
 //	POST /v1/workers/WORKER/stop       * Worker
 //	POST /v1/workers/WORKER/call         raw payload; raw reply, with the
 //	                                     handler's result in Meshnode-Status
-//	POST /v1/workers/WORKER/send         raw payload; 204 once in the inbox
+//	POST /v1/workers/WORKER/send         raw payload; 204 once the worker has handled it
 //	POST /v1/workers/WORKER/session      Upgrade: meshnode-session/1
 //
 // The routes with a star are answered by the worker's home. Any node takes
