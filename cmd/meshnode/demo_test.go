@@ -179,15 +179,30 @@ func TestDemoSeesFailures(t *testing.T) {
 
 // TestInputsRepeat: two runs get the same inputs, and each step its own.
 func TestInputsRepeat(t *testing.T) {
+	pushes, explosions := 0, 0
 	for i := range 1000 {
 		a, b := physicsTick(i, 512), physicsTick(i, 512)
 		if !bytes.Equal(a, b) {
 			t.Fatalf("step %d differs from itself", i)
 		}
 		var tick proto.Tick
-		if err := tick.Parse(a); err != nil || tick.Steps != 1 || !tick.Frame || tick.Inputs[0].Cube >= 512 {
+		if err := tick.Parse(a); err != nil || tick.Steps != 1 || !tick.Frame {
 			t.Fatalf("step %d: %+v, %v", i, tick, err)
 		}
+		for _, in := range tick.Inputs {
+			switch in.Kind {
+			case proto.Push:
+				pushes++
+			case proto.Explode:
+				explosions++
+			}
+			if in.Cube >= 512 {
+				t.Fatalf("step %d pushes cube %d of 512", i, in.Cube)
+			}
+		}
+	}
+	if pushes != 100 || explosions == 0 {
+		t.Errorf("%d pushes and %d explosions in 1000 steps", pushes, explosions)
 	}
 }
 
