@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"meshnode/node/control"
 )
 
 // completeTimeout bounds how long a shell waits for names after a tab.
@@ -24,22 +26,13 @@ func (a *app) completeNodeFlag(cmd *cobra.Command, _ []string, _ string) ([]cobr
 }
 
 func (a *app) nodeNames(cmd *cobra.Command) ([]cobra.Completion, cobra.ShellCompDirective) {
-	ctx, cancel, ok := a.completing(cmd)
-	if !ok {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	defer cancel()
-	c := a.client()
-	defer c.Close()
-	nodes, err := c.Nodes(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var out []cobra.Completion
-	for _, n := range nodes {
-		out = append(out, cobra.CompletionWithDesc(n.Name, n.Tier+", "+n.State))
-	}
-	return out, cobra.ShellCompDirectiveNoFileComp
+	return a.offer(cmd, func(ctx context.Context, c *control.Client) (out []cobra.Completion, err error) {
+		nodes, err := c.Nodes(ctx)
+		for _, n := range nodes {
+			out = append(out, cobra.CompletionWithDesc(n.Name, n.Tier+", "+n.State))
+		}
+		return out, err
+	})
 }
 
 // completeWorkers offers the names of workers for the first argument.
@@ -47,6 +40,18 @@ func (a *app) completeWorkers(cmd *cobra.Command, args []string, _ string) ([]co
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
+	return a.offer(cmd, func(ctx context.Context, c *control.Client) (out []cobra.Completion, err error) {
+		workers, err := c.Workers(ctx)
+		for _, w := range workers {
+			out = append(out, cobra.CompletionWithDesc(w.Name, w.State+" on "+w.HomeName))
+		}
+		return out, err
+	})
+}
+
+// offer asks the daemon for what may stand here. Without one there is nothing
+// to offer.
+func (a *app) offer(cmd *cobra.Command, names func(context.Context, *control.Client) ([]cobra.Completion, error)) ([]cobra.Completion, cobra.ShellCompDirective) {
 	ctx, cancel, ok := a.completing(cmd)
 	if !ok {
 		return nil, cobra.ShellCompDirectiveError
@@ -54,13 +59,9 @@ func (a *app) completeWorkers(cmd *cobra.Command, args []string, _ string) ([]co
 	defer cancel()
 	c := a.client()
 	defer c.Close()
-	workers, err := c.Workers(ctx)
+	out, err := names(ctx, c)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var out []cobra.Completion
-	for _, w := range workers {
-		out = append(out, cobra.CompletionWithDesc(w.Name, w.State+" on "+w.HomeName))
 	}
 	return out, cobra.ShellCompDirectiveNoFileComp
 }

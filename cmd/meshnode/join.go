@@ -203,8 +203,8 @@ func (a *app) leaveCommand() *cobra.Command {
 		Short: "Take this node out of its mesh",
 		Long: `leave takes this node out of its mesh for good: the others see that it has
 left, its certificate and its memory of them are removed, and its identity is
-kept. A daemon that is running ends. Workers at home here end with it: migrate
-them first.
+kept. A daemon that is running ends. It refuses while workers are at home here:
+migrate or stop them first.
 
 To stop a node for a while, end its daemon instead.`,
 		Args:              a.args(),

@@ -105,8 +105,8 @@ func (a *app) workerSendCommand() *cobra.Command {
 	timeout := durationValue{d: requestTimeout}
 	cmd := &cobra.Command{
 		Use:   "send NAME [PAYLOAD|-]",
-		Short: "Send a worker a message without waiting for what it does",
-		Long: `send puts a message into a worker's inbox and returns once it is there. Several
+		Short: "Send a worker a message that has no reply",
+		Long: `send gives a worker a message and returns once the worker has handled it. Several
 words are one payload, joined by spaces; - reads it from standard input.`,
 		Args:              a.messageArgs,
 		ValidArgsFunction: a.completeWorkers,
@@ -122,7 +122,7 @@ words are one payload, joined by spaces; - reads it from standard input.`,
 			return c.Send(ctx, args[0], body)
 		},
 	}
-	cmd.Flags().Var(&timeout, "timeout", "how long to wait until it is delivered")
+	cmd.Flags().Var(&timeout, "timeout", "how long to wait until it is handled")
 	return cmd
 }
 

@@ -111,19 +111,21 @@ func clientError(ctx context.Context, err error) error {
 	return &Error{Code: CodeUnreachable, Message: "ask the daemon: " + err.Error()}
 }
 
+// request sends in as the request's document; nil is none.
+func (c *Client) request(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	if in == nil {
+		return c.roundTrip(ctx, method, path, nil, http.Header{})
+	}
+	b, err := json.Marshal(in)
+	if err != nil {
+		return nil, err
+	}
+	return c.roundTrip(ctx, method, path, bytes.NewReader(b), http.Header{"Content-Type": {"application/json"}})
+}
+
 // do exchanges one document for another. in may be nil.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
-	var body io.Reader
-	header := http.Header{}
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return err
-		}
-		body = bytes.NewReader(b)
-		header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.roundTrip(ctx, method, path, body, header)
+	resp, err := c.request(ctx, method, path, in)
 	if err != nil {
 		return err
 	}
@@ -149,17 +151,7 @@ func decodeAnswer(ctx context.Context, resp *http.Response, out any) error {
 // bytes of every one, until each reports the last or fails. A stream that ends
 // before that is CodeUnreachable unless openEnd.
 func (c *Client) stream(ctx context.Context, method, path string, in any, openEnd bool, each func(kind string, doc []byte) (last bool, err error)) error {
-	var body io.Reader
-	header := http.Header{}
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return err
-		}
-		body = bytes.NewReader(b)
-		header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.roundTrip(ctx, method, path, body, header)
+	resp, err := c.request(ctx, method, path, in)
 	if err != nil {
 		return err
 	}

@@ -147,7 +147,7 @@ type Ping struct {
 	Name     string `json:"name"`
 	Seq      int    `json:"seq"` // from 1
 	Endpoint string `json:"endpoint"`
-	// Path names how the packets travel: direct for now.
+	// Path names how the packets travel; the only way there is is "direct".
 	Path       string  `json:"path,omitempty"`
 	RTTMs      float64 `json:"rttMs"`
 	SmoothedMs float64 `json:"smoothedMs"`

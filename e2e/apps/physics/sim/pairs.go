@@ -61,7 +61,7 @@ func (g *grid) fill(bodies []body) {
 	sum := int32(0)
 	for c := range g.start {
 		sum += g.start[c]
-		g.start[c] = sum // the end for now: filling from behind makes it the start
+		g.start[c] = sum // the cell's end, which filling from behind moves to its start
 	}
 	for i := len(g.cellOf) - 1; i >= 0; i-- {
 		c := g.cellOf[i]
