@@ -254,14 +254,16 @@ func TestCorruptPage(t *testing.T) {
 // The path stays broken: Run gives up in time, the worker waits, and a second
 // Run goes on where the first stopped.
 func TestPathBroken(t *testing.T) {
-	const pages = 256
+	const pages = 1024
 	r := testRand(t)
 	mem := testMemory(r, pages, 0)
 	c := startArmable(t, pages)
 	src := newTestSource(t, mem, nil)
 	p := newPipes(t, src)
+	// More than both streams can hold in frames that are cut short, so that
+	// some pages arrive, and less than all pages.
 	left := new(atomic.Int64)
-	left.Store(200_000)
+	left.Store(3 * maxRun * PageSize)
 	p.wrap = func(bulk bool, conn net.Conn) io.ReadWriteCloser { return &breaking{conn, left} }
 	p.fail = func(bool) error {
 		if left.Load() <= 0 {
