@@ -68,18 +68,13 @@ func (s *Sink) Arm() error {
 func (s *Sink) vacantLocked() error {
 	occupied := func(p int) error { return fmt.Errorf("arm memory: page %d: %w", p, ErrOccupied) }
 	if s.cfg.Region.File != nil {
-		holes, err := ZeroRuns(s.cfg.Region.File, int64(s.pages)*PageSize)
+		missing := runsOf(s.pages, func(p PageNum) bool { return s.state[p] != present })
+		holes, err := ZeroRunsWithin(s.cfg.Region.File, missing)
 		if err != nil {
 			return fmt.Errorf("arm memory: %w", err)
 		}
-		p := 0
-		for _, h := range append(holes, Run{PageNum(s.pages), 0}) {
-			for ; p < int(h.First); p++ {
-				if s.state[p] != present {
-					return occupied(p)
-				}
-			}
-			p = int(h.end())
+		if data := without(missing, holes); len(data) > 0 {
+			return occupied(int(data[0].First))
 		}
 		return nil
 	}

@@ -14,7 +14,7 @@ import (
 //	type    uint8
 //	length  uint32
 //
-// Type numbers are only ever added. 0x0a to 0x0f are kept for rounds that
+// Type numbers are only ever added. 0x0c to 0x0f are kept for rounds that
 // send pages while the worker still runs, 0x10 to 0x17 for pages asked for by
 // their names.
 const (
@@ -27,6 +27,8 @@ const (
 	frameLacks   = 0x07
 	frameDone    = 0x08
 	frameError   = 0x09
+	frameAck     = 0x0a
+	frameFrozen  = 0x0b
 )
 
 const (
@@ -51,12 +53,13 @@ func badFrame(format string, args ...any) error {
 //
 //	type    uint8   // 0x01
 //	length  uint32
-//	flags   uint8   // 1 bulk stream, 2 names first; others 0
+//	flags   uint8   // 1 bulk stream, 2 names first, 4 rounds, 8 base; others 0
 //	epoch   uint64
 //	pages   uint32  // of the memory, at most MaxPages
 //	size    uint8   // of the worker's id, 1 to 64
 //	worker  [size]byte
 //	have    runs    // pages that need not be sent
+//	base    [32]byte // only with flag 8
 type Hello struct {
 	// Worker and Epoch say whose memory is meant.
 	Worker string
@@ -68,13 +71,21 @@ type Hello struct {
 	// Names asks for the names of pages ahead of their bytes, because the
 	// destination may hold pages of the same content already.
 	Names bool
+	// Rounds asks for the memory while it is still written; see Rounds. Pages
+	// is then what it may grow to.
+	Rounds bool
+	// Base, if not zero, is the Table.Digest of what the destination knows of
+	// the memory from an earlier visit of the worker.
+	Base [32]byte
 	// Have lists what is there already, in order and apart.
 	Have []Run
 }
 
 const (
-	helloBulk  = 1
-	helloNames = 2
+	helloBulk   = 1
+	helloNames  = 2
+	helloRounds = 4
+	helloBase   = 8
 )
 
 // Append encodes the Hello.
@@ -87,12 +98,21 @@ func (h Hello) Append(b []byte) []byte {
 	if h.Names {
 		flags |= helloNames
 	}
+	if h.Rounds {
+		flags |= helloRounds
+	}
+	if h.Base != [32]byte{} {
+		flags |= helloBase
+	}
 	b = append(b, flags)
 	b = binary.BigEndian.AppendUint64(b, h.Epoch)
 	b = binary.BigEndian.AppendUint32(b, uint32(h.Pages))
 	b = append(b, byte(len(h.Worker)))
 	b = append(b, h.Worker...)
 	b = appendRuns(b, h.Have)
+	if h.Base != [32]byte{} {
+		b = append(b, h.Base[:]...)
+	}
 	return closeFrame(b, at)
 }
 
@@ -101,10 +121,14 @@ func parseHello(b []byte) (h Hello, err error) {
 	if len(b) < fixed {
 		return h, badFrame("hello of %d bytes", len(b))
 	}
-	if b[0]&^(helloBulk|helloNames) != 0 {
+	if b[0]&^(helloBulk|helloNames|helloRounds|helloBase) != 0 {
 		return h, badFrame("hello with flags %#x", b[0])
 	}
-	h.Bulk, h.Names = b[0]&helloBulk != 0, b[0]&helloNames != 0
+	flags := b[0]
+	h.Bulk, h.Names, h.Rounds = flags&helloBulk != 0, flags&helloNames != 0, flags&helloRounds != 0
+	if h.Rounds && h.Bulk {
+		return h, badFrame("hello for rounds on a bulk stream")
+	}
 	h.Epoch = binary.BigEndian.Uint64(b[1:])
 	pages := binary.BigEndian.Uint32(b[9:])
 	if pages > MaxPages {
@@ -120,6 +144,14 @@ func parseHello(b []byte) (h Hello, err error) {
 	h.Have, b, err = parseRuns(b[size:], h.Pages)
 	if err != nil {
 		return h, badFrame("hello: %w", err)
+	}
+	if flags&helloBase != 0 {
+		if len(b) < len(h.Base) {
+			return h, badFrame("hello: %w", errShort)
+		}
+		if b = b[copy(h.Base[:], b):]; h.Base == [32]byte{} {
+			return h, badFrame("hello with an empty base")
+		}
 	}
 	if len(b) != 0 {
 		return h, badFrame("hello with %d bytes too many", len(b))
@@ -172,9 +204,10 @@ func (w want) append(b []byte) []byte {
 // The kinds of a page within a frame. 3 and up are kept for pages that are
 // compressed or differ from a known one.
 const (
-	pageZero   = 0 // nothing follows
-	pageRaw    = 1 // a name, and in Pages the bytes
-	pageRepeat = 2 // as the last page of kind 1 before it in this frame
+	pageZero   = 0  // nothing follows
+	pageRaw    = 1  // a name, and in Pages the bytes
+	pageRepeat = 2  // as the last page of kind 1 before it in this frame
+	pageSame   = 32 // only in Names: as in the base that the Hello told
 )
 
 // Pages brings pages. Names says which pages come, for the far side to answer
@@ -205,6 +238,13 @@ const (
 //	count   uint16
 //	lacks   [(count+7)/8]uint8  // page i of the run is bit i%8 of byte i/8; others 0
 //
+// Ack says how many frames of rounds have been put in place on this stream,
+// and Frozen (0x0b, length 0) that what follows is of the frozen memory:
+//
+//	type    uint8   // 0x0a
+//	length  uint32  // 4
+//	count   uint32  // more than the one before
+//
 // Welcome (0x02) answers Hello, and Done (0x08) ends the push or, from the
 // sink, the transfer. Both have length 0. Error ends the stream:
 //
@@ -217,6 +257,7 @@ type frame struct {
 	// run is that of want, pages, names, zeros and lacks.
 	run   Run
 	again bool
+	count uint32 // of ack
 	// kinds, names and lacks hold until the next frame is read.
 	kinds []byte
 	names []byte
@@ -233,6 +274,32 @@ type frame struct {
 type pageBuffer struct {
 	bytes []byte
 	head  []byte
+	names [maxRun]Hash
+	at    [maxRun]int
+}
+
+// verify checks the content of a Pages frame against its names. It returns for
+// each page its name and where in the frame's bytes it is, -1 for zero. Both
+// hold until the buffer is put back.
+func (fr *frame) verify() (names []Hash, at []int, err error) {
+	b := fr.data
+	names, at = b.names[:len(fr.kinds)], b.at[:len(fr.kinds)]
+	next := 0
+	for i, k := range fr.kinds {
+		switch k {
+		case pageZero:
+			names[i], at[i] = ZeroHash, -1
+			continue
+		case pageRaw:
+			next++
+			want := Hash(fr.names[32*(next-1):])
+			if got := HashPage(b.bytes[(next-1)*PageSize : next*PageSize]); got != want {
+				return nil, nil, &PageError{Page: fr.run.First + PageNum(i), Want: want, Got: got, Err: ErrContent}
+			}
+		}
+		names[i], at[i] = Hash(fr.names[32*(next-1):]), (next-1)*PageSize
+	}
+	return names, at, nil
 }
 
 func appendPagesHead(b []byte, kind byte, first PageNum, kinds, names []byte, data int) []byte {
@@ -257,6 +324,11 @@ func appendLacks(b []byte, r Run, lacks []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(r.Count))
 	b = append(b, lacks...)
 	return closeFrame(b, at)
+}
+
+func appendAck(b []byte, count uint32) []byte {
+	b, at := openFrame(b, frameAck)
+	return closeFrame(binary.BigEndian.AppendUint32(b, count), at)
 }
 
 func appendEmpty(b []byte, kind byte) []byte { return append(b, kind, 0, 0, 0, 0) }
@@ -319,7 +391,9 @@ func closeFrame(b []byte, at int) []byte {
 func maxBody(kind byte) uint32 {
 	switch kind {
 	case frameHello:
-		return uint32(14 + maxWorkerBytes + maxRunsBytes(MaxPages))
+		return uint32(14 + maxWorkerBytes + maxRunsBytes(MaxPages) + 32)
+	case frameAck:
+		return 4
 	case frameWant:
 		return 9
 	case framePages:
@@ -378,11 +452,17 @@ type frameReader struct {
 }
 
 func newFrameReader(r io.Reader, pages int, allow ...byte) *frameReader {
-	f := &frameReader{r: bufio.NewReaderSize(r, 16<<10), pages: pages}
+	f := &frameReader{r: bufio.NewReaderSize(r, 16<<10)}
+	f.reset(pages, allow...)
+	return f
+}
+
+// reset says anew what the frames are about and which may come.
+func (f *frameReader) reset(pages int, allow ...byte) {
+	f.pages, f.allow = pages, 0
 	for _, kind := range allow {
 		f.allow |= 1 << kind
 	}
-	return f
 }
 
 // next reads a frame. The error is io.EOF at the end of the stream, and wraps
@@ -414,7 +494,12 @@ func (f *frameReader) next() (fr frame, err error) {
 
 func (f *frameReader) parse(fr *frame, b []byte) (err error) {
 	switch fr.kind {
-	case frameWelcome, frameDone:
+	case frameAck:
+		if len(b) != 4 {
+			return badFrame("ack of %d bytes", len(b))
+		}
+		fr.count = binary.BigEndian.Uint32(b)
+	case frameWelcome, frameDone, frameFrozen:
 		if len(b) != 0 {
 			return badFrame("frame %#x of %d bytes", fr.kind, len(b))
 		}
@@ -493,6 +578,7 @@ func (f *frameReader) parseKinds(fr *frame, b []byte) (named int, err error) {
 		switch {
 		case k == pageRaw:
 			named++
+		case k == pageSame && fr.kind == frameNames:
 		case k > pageRepeat, k == pageRepeat && named == 0:
 			return 0, badFrame("frame %#x: page %d of the frame is of kind %d", fr.kind, i, k)
 		}

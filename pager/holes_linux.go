@@ -71,6 +71,13 @@ func appendHoles(runs []Run, fd int, part Run) ([]Run, error) {
 	return runs, nil
 }
 
+// punch makes a run of pages holes (fallocate(2)).
+func punch(file *os.File, r Run) error {
+	return control(file, func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(r.First)*PageSize, int64(r.Count)*PageSize)
+	})
+}
+
 // control calls f with the descriptor of file, which stays as it is and open
 // meanwhile.
 func control(file *os.File, f func(fd int) error) error {

@@ -10,3 +10,5 @@ func ZeroRuns(file *os.File, size int64) ([]Run, error) { return nil, nil }
 
 // ZeroRunsWithin finds no holes on this platform.
 func ZeroRunsWithin(*os.File, []Run) ([]Run, error) { return nil, nil }
+
+func punch(*os.File, Run) error { return ErrUnsupported }

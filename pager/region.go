@@ -44,6 +44,15 @@ func (r Region) validate(size int64) error {
 	return nil
 }
 
+// drop makes pages zero, and holes where the memory is a file.
+func (r Region) drop(run Run) error {
+	if r.File != nil {
+		return punch(r.File, run)
+	}
+	clear(r.Data[int(run.First)*PageSize : int(run.end())*PageSize])
+	return nil
+}
+
 // ErrUnsupported means that the kernel or platform lacks what was asked for.
 var ErrUnsupported = errors.New("not supported on this host")
 

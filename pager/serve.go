@@ -144,15 +144,15 @@ type offers struct {
 	err     error
 }
 
-// serveBulk pushes pages until the Sink says Done.
-func (st *stream) serveBulk(names bool) error {
+// serveBulk pushes pages until the Sink says Done. read takes what it says.
+func (st *stream) serveBulk(names bool, read func(*offers) error) error {
 	o := new(offers)
 	ctx, cancel := context.WithCancel(st.ctx)
 	defer cancel()
 	// The reading half ends with the stream: interrupt when this half fails.
 	var reading sync.WaitGroup
 	reading.Go(func() {
-		err := st.readBulk(o)
+		err := read(o)
 		o.mu.Lock()
 		o.done, o.err = err == nil, err
 		o.mu.Unlock()
@@ -237,6 +237,10 @@ func (st *stream) hashAhead(runs <-chan Run) {
 // push sends what is left, then waits for more: a demand stream that broke
 // gives pages back. It returns when ctx is done or a write fails.
 func (st *stream) push(ctx context.Context, o *offers, names bool, ahead chan<- Run) error {
+	order := st.recent()
+	st.mu.Lock()
+	st.order = order
+	st.mu.Unlock()
 	if err := st.pushZeros(ctx); err != nil {
 		return err
 	}

@@ -127,6 +127,7 @@ type Sink struct {
 	kernelPage int // pages in a page of the kernel
 	log        *slog.Logger
 
+	intake  *Intake // what came before; nil if nothing was to
 	stats   sinkStats
 	latency histogram // of all faults
 	remote  histogram // of those served from the Source
@@ -166,6 +167,7 @@ type wait struct {
 // A stage gathers the pages of one kernel page.
 type stage struct {
 	bytes []byte
+	held  []bool // what was there before the worker stood still; nil for nothing
 	left  int
 }
 
@@ -199,8 +201,14 @@ type SinkStats struct {
 }
 
 // NewSink makes a Sink. It starts nothing and leaves the memory alone.
-func NewSink(cfg SinkConfig) (*Sink, error) { return newSink(cfg, os.Getpagesize()) }
+func NewSink(cfg SinkConfig) (*Sink, error) {
+	if cfg.Table != nil {
+		cfg.Table = cfg.Table.Clone()
+	}
+	return newSink(cfg, os.Getpagesize())
+}
 
+// newSink takes over the table.
 func newSink(cfg SinkConfig, kernelPage int) (*Sink, error) {
 	if cfg.Worker == "" || len(cfg.Worker) > maxWorkerBytes {
 		return nil, fmt.Errorf("sink: worker id of %d bytes: want 1 to %d", len(cfg.Worker), maxWorkerBytes)
@@ -233,7 +241,7 @@ func newSink(cfg SinkConfig, kernelPage int) (*Sink, error) {
 	s := &Sink{
 		cfg: cfg, pages: pages, kernelPage: max(1, kernelPage/PageSize), group: 1,
 		log:   cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
-		table: cfg.Table.Clone(), state: make([]uint8, pages), missing: pages,
+		table: cfg.Table, state: make([]uint8, pages), missing: pages,
 		waits: make(map[PageNum]*wait), stages: make(map[PageNum]*stage),
 		done: make(chan struct{}), wantsReady: make(chan struct{}, 1),
 	}
@@ -328,37 +336,23 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 		return badFrame("frame %#x with pages", fr.kind)
 	}
 
-	// Hash before the lock is taken. Where each page's bytes are: -1 for zero.
-	var at [maxRun]int
+	// Hash before the lock is taken.
+	names, at, err := fr.verify()
+	if err != nil {
+		var pe *PageError
+		if errors.As(err, &pe) {
+			pe.Worker = s.cfg.Worker
+		}
+		return err
+	}
 	data := fr.data.bytes
-	for i, next := 0, 0; i < len(fr.kinds); i++ {
-		switch fr.kinds[i] {
-		case pageZero:
-			at[i] = -1
-		case pageRepeat:
-			at[i] = (next - 1) * PageSize
-		case pageRaw:
-			at[i] = next * PageSize
-			want := Hash(fr.names[32*next:])
-			if got := HashPage(data[at[i] : at[i]+PageSize]); got != want {
-				return s.pageError(fr.run.First+PageNum(i), want, got, ErrContent)
-			}
-			next++
-		}
-	}
-	nameOf := func(i int) Hash {
-		if at[i] < 0 {
-			return ZeroHash
-		}
-		return Hash(fr.names[at[i]/PageSize*32:])
-	}
 
 	var mine [maxRun]bool
 	var zeros []Run
 	s.mu.Lock()
 	for i := range fr.kinds {
 		p := fr.run.First + PageNum(i)
-		name := nameOf(i)
+		name := names[i]
 		if want, state := s.table.Get(p); state != Unknown && want != name {
 			s.mu.Unlock()
 			return s.pageError(p, want, name, ErrContent)
@@ -769,6 +763,9 @@ func (s *Sink) lacking(fr *frame, lacks, buf []byte) ([]byte, error) {
 	for i, k := range fr.kinds {
 		p := fr.run.First + PageNum(i)
 		name := ZeroHash
+		if k == pageSame {
+			return nil, badFrame("names: page %d is to be as in a base that was not told", p)
+		}
 		if k == pageRaw {
 			last = Hash(fr.names[32*next:])
 			next++

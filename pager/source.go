@@ -51,6 +51,10 @@ type SourceConfig struct {
 	// Recent lists pages in the order of their last write, latest first, as
 	// Recency.Order has it. Those are pushed first, the others by address.
 	Recent []Run
+	// Ahead is what rounds have brought over before the freeze, nil if there
+	// were none. Its Layout is part of what Table knows, and its order takes
+	// the place of Recent.
+	Ahead *Ahead
 	// Rate is asked for the most bytes a second that the push may take; 0 or
 	// less, or a nil Rate, is no limit. It must be safe for concurrent use.
 	Rate func() int64
@@ -74,7 +78,7 @@ type Source struct {
 	epoch  uint64
 	mem    []byte
 	pages  int
-	recent []Run
+	recent func() []Run
 	rate   func() int64
 	log    *slog.Logger
 
@@ -92,8 +96,9 @@ type Source struct {
 	// offered that its name was sent ahead on the bulk stream now open.
 	state  []uint8
 	unsent int
-	// The push goes on in recent[runAt] at page pageAt, or past those at
-	// near, by address and around.
+	// The push goes on in order[runAt] at page pageAt, or past those at near,
+	// by address and around.
+	order   []Run
 	runAt   int
 	pageAt  PageNum
 	near    PageNum
@@ -157,14 +162,22 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 			return nil, fmt.Errorf("source: recent pages %d+%d in a memory of %d", r.First, r.Count, pages)
 		}
 	}
+	if a := cfg.Ahead; a != nil && a.Layout.Pages != pages {
+		return nil, fmt.Errorf("source: rounds over %d pages for a memory of %d", a.Layout.Pages, pages)
+	}
 	s := &Source{
 		worker: cfg.Worker, epoch: cfg.Epoch,
-		mem: cfg.Memory, pages: pages, recent: cfg.Recent, rate: cfg.Rate,
+		mem: cfg.Memory, pages: pages, recent: func() []Run { return cfg.Recent }, rate: cfg.Rate,
 		log:   cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
-		names: make([]Hash, pages), known: make([]atomic.Uint32, pages),
+		known: make([]atomic.Uint32, pages),
 		state: make([]uint8, pages), unsent: pages,
 		run:  bulkRun,
 		wake: make(chan struct{}, 1),
+	}
+	if cfg.Ahead == nil {
+		s.names = make([]Hash, pages)
+	} else {
+		s.takeAhead(cfg.Ahead)
 	}
 	if cfg.Table != nil {
 		for p := range pages {
@@ -178,6 +191,30 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 		}
 	}
 	return s, nil
+}
+
+// takeAhead takes over what rounds have brought. The worker stands still
+// meanwhile.
+func (s *Source) takeAhead(a *Ahead) {
+	s.names, s.recent = a.names, a.recent
+	for p, known := range a.known {
+		if known != nameUnset {
+			s.known[p].Store(uint32(known))
+		}
+	}
+	for _, runs := range [][]Run{a.Layout.Zero, a.Layout.Held} {
+		for _, r := range runs {
+			for p := r.First; p < r.end(); p++ {
+				s.state[p] = held
+			}
+			s.unsent -= int(r.Count)
+		}
+	}
+	for _, r := range a.Layout.Zero {
+		for p := r.First; p < r.end(); p++ {
+			s.known[p].Store(nameZero)
+		}
+	}
 }
 
 // page is the bytes of page p.
@@ -313,7 +350,7 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	defer context.AfterFunc(ctx, func() { interrupt(rw) })()
 	if before != nil {
 		// Until it has ended it may still mark pages as sent.
-		before.cancel(errors.New("replaced by a newer stream"))
+		before.cancel(errReplaced)
 		<-before.done
 	}
 	s.apply(hello)
@@ -322,7 +359,7 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	st := &stream{Source: s, ctx: ctx, rw: rw, hasher: blake3.New()}
 	if err = st.write(appendEmpty(nil, frameWelcome)); err == nil {
 		if hello.Bulk {
-			err = st.serveBulk(hello.Names)
+			err = st.serveBulk(hello.Names, st.readBulk)
 		} else {
 			err = st.serveDemand()
 		}
@@ -331,6 +368,21 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// takeOver pushes on a stream that rounds have opened, on which nothing more
+// is to come but its end.
+func (s *Source) takeOver(ctx context.Context, rw io.ReadWriter, me *serving, ended <-chan error) error {
+	before, err := s.enter(true, me)
+	if err != nil {
+		return err
+	}
+	defer s.active.Done()
+	if before != nil { // the far side has given this one up meanwhile
+		return errReplaced
+	}
+	st := &stream{Source: s, ctx: ctx, rw: rw, hasher: blake3.New()}
+	return st.serveBulk(false, func(*offers) error { return <-ended })
 }
 
 // enter makes me the stream of its kind and returns the one before, which may
@@ -435,8 +487,8 @@ func (s *Source) nextLocked(most uint32, fresh bool) (Run, bool) {
 		}
 		return r
 	}
-	for ; s.runAt < len(s.recent); s.runAt, s.pageAt = s.runAt+1, 0 {
-		r := s.recent[s.runAt]
+	for ; s.runAt < len(s.order); s.runAt, s.pageAt = s.runAt+1, 0 {
+		r := s.order[s.runAt]
 		for p := max(r.First, s.pageAt); p < r.end(); p++ {
 			if free(p) {
 				s.pageAt = p
@@ -487,8 +539,9 @@ func (s *Source) Keep(ctx context.Context, store *Store) (*Table, error) {
 		}
 		keep(p)
 	}
-	for i := len(s.recent) - 1; i >= 0; i-- {
-		for p := s.recent[i].First; p < s.recent[i].end(); p++ {
+	order := s.recent()
+	for i := len(order) - 1; i >= 0; i-- {
+		for p := order[i].First; p < order[i].end(); p++ {
 			keep(p)
 		}
 	}

@@ -91,6 +91,9 @@ func (s *Store) Get(h Hash, buf []byte) bool {
 	return true
 }
 
+// Fetch is Get for a caller that may wait.
+func (s *Store) Fetch(h Hash, buf []byte) bool { return s.Get(h, buf) }
+
 // Put keeps a copy of page, which must be PageSize bytes, and returns its
 // name.
 func (s *Store) Put(page []byte) Hash {

@@ -199,6 +199,14 @@ func (r *Recency) Note(written []Run) {
 	}
 }
 
+// when is the scan that last found page p written, 0 for none.
+func (r *Recency) when(p PageNum) uint32 {
+	if int(p) >= len(r.last) {
+		return 0
+	}
+	return r.last[p]
+}
+
 // Order lists the pages that were seen written, most recently written first,
 // and by address among those of one scan.
 func (r *Recency) Order() []Run {

@@ -93,7 +93,7 @@ func (t *transfer) run(ctx context.Context, armed bool) error {
 		if err := t.fillFromStore(ctx); err != nil {
 			return err
 		}
-		return t.keep(ctx, "bulk", t.dialer.Bulk, t.bulkStream)
+		return t.keep(ctx, "bulk", t.dialBulk, t.bulkStream)
 	})
 	watchCtx, stopWatch := context.WithCancel(ctx)
 	watching.Go(func() {
@@ -110,6 +110,27 @@ func (t *transfer) run(ctx context.Context, armed bool) error {
 	default:
 		return context.Cause(ctx)
 	}
+}
+
+// dialBulk returns the stream that the intake has left, if it is still good, or
+// dials another.
+func (t *transfer) dialBulk(ctx context.Context) (io.ReadWriteCloser, error) {
+	if t.intake == nil {
+		return t.dialer.Bulk(ctx)
+	}
+	// What was on its way is still coming, ahead of what the push sends.
+	stall := time.NewTimer(t.cfg.StallLimit)
+	defer stall.Stop()
+	select {
+	case <-t.intake.ended:
+		if l := t.intake.take(); l != nil {
+			return l, nil
+		}
+	case <-stall.C:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return t.dialer.Bulk(ctx)
 }
 
 // errStalled breaks a stream on which nothing comes.
@@ -414,17 +435,26 @@ func (s *Sink) rewant(now time.Time) {
 // bulkStream takes in what the Source pushes. Reading the stream, and checking
 // and putting in place what was read, go on at the same time.
 func (t *transfer) bulkStream(ctx context.Context, l *link) error {
-	if err := l.hello(true, t.heldRuns()); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	in := newFrameReader(l, l.pages, frameWelcome, framePages, frameZeros, frameNames, frameDone, frameError)
-	in.stop = ctx.Done()
-	in.buffers = make(chan *pageBuffer, bulkBuffers)
-	for range bulkBuffers {
-		in.buffers <- new(pageBuffer)
+	var in *frameReader
+	allow := []byte{frameWelcome, framePages, frameZeros, frameNames, frameDone, frameError}
+	if from, ok := l.rw.(*intakeLink); ok {
+		from.count.Store(&l.stats.in)
+		in = from.reader
+		in.reset(l.pages, allow...)
+		l.up.Store(true)
+	} else {
+		if err := l.hello(true, t.heldRuns()); err != nil {
+			return err
+		}
+		in = newFrameReader(l, l.pages, allow...)
+		in.buffers = make(chan *pageBuffer, bulkBuffers)
+		for range bulkBuffers {
+			in.buffers <- new(pageBuffer)
+		}
 	}
+	in.stop = ctx.Done()
 	frames := make(chan frame)
 	var reading sync.WaitGroup
 	reading.Go(func() { cancel(in.feed(ctx, frames)) })

@@ -1,0 +1,446 @@
+package pager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// IntakeConfig says whose memory is taken in while it is still written.
+type IntakeConfig struct {
+	// Worker and Epoch are those of the Rounds.
+	Worker string
+	Epoch  uint64
+	// Region is the memory, all of it: what the worker's memory may grow to.
+	// Its content must have been dropped or never written.
+	Region Region
+	// Store, if not nil, is looked into before pages are asked for; see
+	// SinkConfig.
+	Store *Store
+	// Base is what the memory was when the worker left here, if it had been
+	// here and that is known; its pages should be in Store.
+	Base *Table
+	// Log is never nil.
+	Log *slog.Logger
+}
+
+// An Intake takes in what Rounds send, before the worker runs here. Commit ends
+// that and makes the Sink that brings what is still missing. All methods are
+// safe for concurrent use.
+type Intake struct {
+	cfg   IntakeConfig
+	pages int // what the memory may grow to
+	log   *slog.Logger
+	ended chan struct{} // closed when Run has returned
+	in    atomic.Uint64 // bytes received
+
+	// mu is held while pages are put in place, so that none is once Commit has
+	// decided which count.
+	mu    sync.Mutex
+	state []uint8
+	table *Table
+	over  bool // Commit or Close was called
+	ready bool // Commit was called
+	link  *intakeLink
+}
+
+// What the Intake knows of a page.
+const (
+	intakeNone = iota
+	intakeZero // no bytes are in place
+	intakeData
+)
+
+// NewIntake makes an Intake. It starts nothing and leaves the memory alone.
+func NewIntake(cfg IntakeConfig) (*Intake, error) {
+	if cfg.Worker == "" || len(cfg.Worker) > maxWorkerBytes {
+		return nil, fmt.Errorf("intake: worker id of %d bytes: want 1 to %d", len(cfg.Worker), maxWorkerBytes)
+	}
+	if cfg.Log == nil {
+		return nil, errors.New("intake: no log")
+	}
+	if err := cfg.Region.validate(int64(len(cfg.Region.Data))); err != nil {
+		return nil, fmt.Errorf("intake: %w", err)
+	}
+	pages := len(cfg.Region.Data) / PageSize
+	return &Intake{
+		cfg: cfg, pages: pages, log: cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
+		ended: make(chan struct{}), state: make([]uint8, pages), table: NewTable(pages),
+	}, nil
+}
+
+// An intakeLink is the stream to the Rounds, and later to the Source.
+type intakeLink struct {
+	io.ReadWriteCloser
+	reader *frameReader
+	count  atomic.Pointer[atomic.Uint64]
+}
+
+// Read counts for whoever has the stream.
+func (l *intakeLink) Read(b []byte) (int, error) {
+	n, err := l.ReadWriteCloser.Read(b)
+	l.count.Load().Add(uint64(n))
+	return n, err
+}
+
+// SetDeadline is for interrupt.
+func (l *intakeLink) SetDeadline(at time.Time) error {
+	if s, ok := l.ReadWriteCloser.(interface{ SetDeadline(time.Time) error }); ok {
+		return s.SetDeadline(at)
+	}
+	return l.Close()
+}
+
+// Run takes in pages until the Source's memory is frozen, which is nil: the
+// stream then waits for Commit. When the stream breaks before that it is opened
+// again, until Commit, Close or the end of ctx; what was not acknowledged comes
+// again. It is called once.
+func (t *Intake) Run(ctx context.Context, dial func(context.Context) (io.ReadWriteCloser, error)) error {
+	defer close(t.ended)
+	pause := redialFirst
+	for {
+		before := t.in.Load()
+		err := t.connect(ctx, dial)
+		if t.in.Load() > before {
+			pause = redialFirst
+		}
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case fatal(err), t.isOver():
+			return err
+		}
+		t.log.Debug("stream broken", "stream", "rounds", "err", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+		pause = min(pause*2, redialMost)
+	}
+}
+
+func (t *Intake) isOver() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.over
+}
+
+// connect opens a stream and serves it. It returns nil once the far side is
+// frozen, and the stream stays open.
+func (t *Intake) connect(ctx context.Context, dial func(context.Context) (io.ReadWriteCloser, error)) error {
+	rw, err := dial(ctx)
+	if err != nil {
+		return fmt.Errorf("dial: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { interrupt(rw) })
+	defer stop()
+	l := &intakeLink{ReadWriteCloser: rw}
+	l.count.Store(&t.in)
+	if err = t.serve(l); err == nil && !stop() {
+		err = context.Cause(ctx)
+	}
+	t.mu.Lock()
+	if err == nil && t.over && !t.ready {
+		err = errStopped
+	}
+	if err == nil {
+		t.link = l
+	}
+	t.mu.Unlock()
+	if err != nil {
+		_ = rw.Close()
+	}
+	return err
+}
+
+// serve takes frames until the far side is frozen.
+func (t *Intake) serve(l *intakeLink) error {
+	h := Hello{Worker: t.cfg.Worker, Epoch: t.cfg.Epoch, Pages: t.pages, Rounds: true}
+	if t.cfg.Store != nil && t.cfg.Store.Len() > 0 {
+		h.Names = true
+		if t.cfg.Base != nil {
+			h.Base = t.cfg.Base.Digest()
+		}
+	}
+	if _, err := l.Write(h.Append(nil)); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	allow := []byte{frameWelcome, framePages, frameFrozen, frameError}
+	if h.Names {
+		allow = append(allow, frameNames)
+	}
+	in := newFrameReader(l, t.pages, allow...)
+	in.buffers = make(chan *pageBuffer, bulkBuffers)
+	for range bulkBuffers {
+		in.buffers <- new(pageBuffer)
+	}
+	l.reader = in
+	var out, lacks []byte
+	buf := make([]byte, PageSize)
+	for count := uint32(0); ; {
+		fr, err := in.next()
+		if err != nil {
+			return ended(err)
+		}
+		out = out[:0]
+		switch fr.kind {
+		case frameWelcome:
+			continue
+		case frameFrozen:
+			return nil
+		case frameError:
+			return &RemoteError{Code: fr.code, Message: fr.message}
+		case frameNames:
+			if lacks, err = t.lacking(&fr, lacks, buf); err == nil {
+				out = appendLacks(out, fr.run, lacks)
+			}
+		case framePages:
+			err = t.receive(&fr)
+			in.putBuffer(fr.data)
+		default:
+			err = badFrame("frame %#x in rounds", fr.kind)
+		}
+		if err != nil {
+			return err
+		}
+		count++
+		if _, err := l.Write(appendAck(out, count)); err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
+	}
+}
+
+// receive checks the pages of a frame and puts them in place, unless it is too
+// late for them.
+func (t *Intake) receive(fr *frame) error {
+	names, at, err := fr.verify()
+	if err != nil {
+		return t.named(err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.over {
+		return nil
+	}
+	for i := range fr.kinds {
+		page := zeroPage[:]
+		if at[i] >= 0 {
+			page = fr.data.bytes[at[i]:][:PageSize]
+		}
+		t.placeLocked(fr.run.First+PageNum(i), names[i], page)
+	}
+	return nil
+}
+
+func (t *Intake) named(err error) error {
+	var pe *PageError
+	if errors.As(err, &pe) {
+		pe.Worker = t.cfg.Worker
+	}
+	return err
+}
+
+// placeLocked puts a page in place, which may replace an earlier version.
+func (t *Intake) placeLocked(p PageNum, name Hash, page []byte) {
+	t.table.SetName(p, name)
+	if name == ZeroHash && t.state[p] != intakeData {
+		t.state[p] = intakeZero // a hole stays one
+		return
+	}
+	copy(t.cfg.Region.Data[int(p)*PageSize:], page)
+	t.state[p] = intakeData
+}
+
+// lacking answers names: what the store has is put in place, and bit i of lacks
+// is set if the i-th page is to be sent.
+func (t *Intake) lacking(fr *frame, lacks, buf []byte) ([]byte, error) {
+	lacks = append(lacks[:0], make([]byte, (len(fr.kinds)+7)/8)...)
+	next := 0
+	var last Hash
+	for i, k := range fr.kinds {
+		p := fr.run.First + PageNum(i)
+		var name Hash
+		switch k {
+		case pageZero:
+			name = ZeroHash
+		case pageSame:
+			if t.cfg.Base == nil || int(p) >= t.cfg.Base.Len() {
+				return nil, badFrame("names: page %d is to be as in a base that was not told", p)
+			}
+			name, _ = t.cfg.Base.Get(p)
+		case pageRaw:
+			last = Hash(fr.names[32*next:])
+			next++
+			name = last
+		case pageRepeat:
+			name = last
+		}
+		if !t.cfg.Store.Fetch(name, buf) {
+			lacks[i/8] |= 1 << (i % 8)
+			continue
+		}
+		t.mu.Lock()
+		if !t.over {
+			t.placeLocked(p, name, buf)
+		}
+		t.mu.Unlock()
+	}
+	return lacks, nil
+}
+
+// Commit ends the intake: from here on nothing is put in place but by the Sink
+// that it returns. Of what came, the Sink keeps what l says is held, and the
+// rest is dropped. With arm the Sink is to be armed, else it fills the memory
+// before the worker runs. Size, Table and Have of cfg, and what the Intake was
+// made with, are not looked at.
+func (t *Intake) Commit(l Layout, arm bool, cfg SinkConfig) (*Sink, error) {
+	return t.commit(l, arm, cfg, os.Getpagesize())
+}
+
+func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Sink, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.over:
+		return nil, errors.New("intake: committed or closed already")
+	case l.Pages > t.pages:
+		return nil, fmt.Errorf("intake: a memory of %d pages, at most %d", l.Pages, t.pages)
+	}
+	t.over = true
+	for _, r := range l.Held {
+		for p := r.First; p < r.end(); p++ {
+			if t.state[p] == intakeNone {
+				return nil, badFrame("page %d is said to be held, and never came", p)
+			}
+		}
+	}
+	data := runsOf(t.pages, func(p PageNum) bool { return t.state[p] == intakeData })
+	drop := without(data, l.Held)
+	have := without(data, drop)
+
+	var parts map[PageNum]*stage
+	if group := max(1, kernelPage/PageSize); arm && group > 1 {
+		have, drop, parts = t.kernelPagesLocked(have, l, group)
+	}
+	for _, r := range drop {
+		if err := t.cfg.Region.drop(r); err != nil {
+			return nil, fmt.Errorf("intake: drop %d pages from page %d: %w", r.Count, r.First, err)
+		}
+	}
+	for _, r := range without([]Run{{0, uint32(t.pages)}}, l.Held) {
+		t.table.Set(r, Unknown)
+	}
+	for _, r := range l.Zero {
+		t.table.Set(r, Zero)
+	}
+	t.table.truncate(l.Pages)
+
+	cfg.Worker, cfg.Epoch, cfg.Region, cfg.Log = t.cfg.Worker, t.cfg.Epoch, t.cfg.Region, t.cfg.Log
+	cfg.Size, cfg.Table, cfg.Have = int64(l.Pages)*PageSize, t.table, have
+	s, err := newSink(cfg, kernelPage)
+	if err != nil {
+		return nil, err
+	}
+	for first, st := range parts {
+		s.stages[first] = st
+		for i, held := range st.held {
+			if !held {
+				continue
+			}
+			if p := first + PageNum(i); s.state[p] == lazy {
+				s.missing++ // it is zero, and was written as that
+			}
+			s.state[first+PageNum(i)] = staged
+		}
+	}
+	s.intake = t
+	s.stats.in.Add(t.in.Load())
+	t.ready = true
+	return s, nil
+}
+
+// kernelPagesLocked sorts the pages that count by the kernel's larger pages, of
+// which either all is in place or nothing: parts wait beside for the rest.
+func (t *Intake) kernelPagesLocked(data []Run, l Layout, group int) (have, drop []Run, parts map[PageNum]*stage) {
+	held, zero := make([]bool, t.pages), make([]bool, t.pages)
+	mark := func(in []bool, runs []Run) {
+		for _, r := range runs {
+			for p := r.First; p < r.end(); p++ {
+				in[p] = true
+			}
+		}
+	}
+	mark(held, data)
+	mark(zero, l.Zero)
+	for _, r := range l.Held {
+		for p := r.First; p < r.end(); p++ {
+			zero[p] = t.state[p] == intakeZero
+		}
+	}
+	parts = make(map[PageNum]*stage)
+	for first := 0; first+group <= t.pages; first += group {
+		here, left := 0, 0
+		for p := first; p < first+group; p++ {
+			switch {
+			case held[p]:
+				here++
+			case !zero[p]:
+				left++
+			}
+		}
+		r := Run{PageNum(first), uint32(group)}
+		switch {
+		case here > 0 && left == 0:
+			for p := first; p < first+group; p++ {
+				if zero[p] { // the kernel has it in place like the rest
+					clear(t.cfg.Region.Data[p*PageSize : (p+1)*PageSize])
+				}
+			}
+			have = appendRun(have, r)
+			continue
+		case here > 0:
+			st := &stage{bytes: make([]byte, group*PageSize), held: held[first : first+group], left: left}
+			for i, in := range st.held {
+				if in {
+					copy(st.bytes[i*PageSize:(i+1)*PageSize], t.cfg.Region.Data[(first+i)*PageSize:])
+				}
+			}
+			parts[r.First] = st
+		}
+		if slices.Contains(t.state[first:first+group], intakeData) {
+			drop = appendRun(drop, r)
+		}
+	}
+	return have, drop, parts
+}
+
+// Close ends an Intake that no Commit has followed, or whose Sink will not run.
+// Run then returns.
+func (t *Intake) Close() {
+	t.mu.Lock()
+	t.over = true
+	l := t.link
+	t.link = nil
+	t.mu.Unlock()
+	if l != nil {
+		_ = l.Close()
+	}
+}
+
+// take gives the stream away, once.
+func (t *Intake) take() *intakeLink {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.link
+	t.link = nil
+	return l
+}

@@ -1,0 +1,779 @@
+package pager
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/zeebo/blake3"
+)
+
+const (
+	// roundFrame is how many pages a frame of a round has, 64 KiB: the last
+	// one to leave before the freeze delays what follows by no more.
+	roundFrame = 16
+	// roundWindow bounds what is sent and not yet acknowledged, in bytes. What
+	// is on its way at the freeze has to be sent again.
+	roundWindow = 4 << 20
+	// roundPause is the time between two looks at what was written.
+	roundPause = 20 * time.Millisecond
+	// roundFew is how many pages, 128 KiB, are too few for another round.
+	roundFew = 32
+	// roundsMost bounds the rounds of a worker whose writes neither converge
+	// nor stall.
+	roundsMost = 30
+)
+
+// RoundsConfig says whose memory is sent while it is written.
+type RoundsConfig struct {
+	// Worker is the worker's id, 1 to 64 bytes, and Epoch the one in which it
+	// runs.
+	Worker string
+	Epoch  uint64
+	// Memory is the mapping of all that the worker's memory may grow to.
+	Memory []byte
+	// Size is asked for how much of it is in use, in bytes, whole pages. It
+	// never falls and must be safe for concurrent use.
+	Size func() int64
+	// Zero lists pages that were never written when Tracker was started.
+	Zero []Run
+	// Tracker has been started over that memory. The Rounds use it alone.
+	Tracker *Tracker
+	// Base is what the memory was when the worker came here, every page named:
+	// nil if it was made here. A destination that knew it as that, too, is told
+	// no name that has not changed.
+	Base *Table
+	// Rate is as in SourceConfig.
+	Rate func() int64
+	// Log is never nil.
+	Log *slog.Logger
+}
+
+// Rounds sends the memory of a running worker to where it will run: pages
+// that were not written lately first, then, round after round, what was
+// written since. It is pre-copy (Clark et al., Live Migration of Virtual
+// Machines, NSDI 2005) with one difference: since missing pages can be
+// fetched after the commit, rounds leave out what is written all the time.
+//
+// What makes it right: a page is only copied after the scan that renewed its
+// write protection, so a write that the copy missed is found by a later scan,
+// the last of which Freeze makes when the worker stands still. A page counts
+// as held by the far side once the frame that carried its last version was
+// acknowledged. Everything else is sent after the freeze.
+//
+// All methods are safe for concurrent use.
+type Rounds struct {
+	cfg RoundsConfig
+	log *slog.Logger
+
+	scanning sync.Mutex // held around Tracker
+	runs     []Run
+	tracked  int64 // bytes that Tracker covers
+
+	settled chan struct{} // closed when another round would bring little
+	frozen  chan struct{} // closed by Freeze
+	next    chan *Source  // what the stream goes on with
+	wake    chan struct{} // room for one
+	stats   roundsStats
+
+	mu      sync.Mutex
+	pages   int // in use
+	recency *Recency
+	state   []uint8
+	sentAt  []uint32 // the frame that carried the page's last version
+	names   []Hash   // of the pages as they were last sent
+	known   []uint8  // which of those still hold: nameUnset, nameSet or nameZero
+	todo    int
+	seq     uint32 // of the last frame sent, over all streams
+	acked   uint32 // frames up to this one were acknowledged
+	round   int
+	left    int // pages to be sent at the end of the last round
+	stalled int // rounds that brought little
+	rate    float64
+	dirty   float64 // bytes a second
+	noted   time.Time
+	stream  *serving
+	closed  bool
+	active  sync.WaitGroup
+}
+
+// What the Rounds know of a page.
+const (
+	roundHole = iota // never written: nothing to send
+	roundTodo        // to be sent
+	roundSent        // in frame sentAt, and not written since
+)
+
+type roundsStats struct {
+	pages, named, held, bytes atomic.Uint64
+}
+
+// RoundsStats says how far the rounds are.
+type RoundsStats struct {
+	// Round counts from 1, and is 0 before the first.
+	Round int
+	// Pages is the size of the memory, Todo how many pages have to be sent as
+	// things stand.
+	Pages, Todo int
+	// Sent pages had bytes; Held ones were at the far side by their names.
+	// Pages sent in several rounds count for each.
+	Sent, Held uint64
+	// Bytes is all that was written to the stream.
+	Bytes uint64
+	// Rate is what the stream carries, and Dirty what the worker writes, as
+	// pages of their own between two scans, both in bytes a second; 0 if not
+	// known.
+	Rate, Dirty float64
+}
+
+// NewRounds makes Rounds. It starts nothing.
+func NewRounds(cfg RoundsConfig) (*Rounds, error) {
+	limit := len(cfg.Memory) / PageSize
+	switch {
+	case cfg.Worker == "" || len(cfg.Worker) > maxWorkerBytes:
+		return nil, fmt.Errorf("rounds: worker id of %d bytes: want 1 to %d", len(cfg.Worker), maxWorkerBytes)
+	case len(cfg.Memory)%PageSize != 0 || limit > MaxPages:
+		return nil, fmt.Errorf("rounds: memory of %d bytes: want whole pages, at most %d", len(cfg.Memory), MaxPages)
+	case cfg.Tracker == nil || !cfg.Tracker.started:
+		return nil, errors.New("rounds: no tracker, or one that was not started")
+	case cfg.Size == nil || cfg.Log == nil:
+		return nil, errors.New("rounds: no size or no log")
+	}
+	pages := cfg.Tracker.pages
+	if err := checkRuns(cfg.Zero, pages); err != nil {
+		return nil, fmt.Errorf("rounds: zero pages: %w", err)
+	}
+	if pages > limit {
+		return nil, fmt.Errorf("rounds: %d pages are watched in a memory of %d", pages, limit)
+	}
+	r := &Rounds{
+		cfg: cfg, log: cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
+		settled: make(chan struct{}), frozen: make(chan struct{}), next: make(chan *Source, 1), wake: make(chan struct{}, 1),
+		tracked: int64(pages) * PageSize, pages: pages, recency: NewRecency(pages),
+		state: make([]uint8, limit), sentAt: make([]uint32, limit), names: make([]Hash, limit), known: make([]uint8, limit),
+		todo: pages - CountPages(cfg.Zero),
+	}
+	for p := range pages {
+		r.state[p] = roundTodo
+	}
+	for _, z := range cfg.Zero {
+		for p := z.First; p < z.end(); p++ {
+			r.state[p] = roundHole
+		}
+	}
+	return r, nil
+}
+
+// Scan asks what the worker has written. It is to be called now and then, also
+// before the first stream: what was written lately is sent last.
+func (r *Rounds) Scan() error {
+	r.scanning.Lock()
+	defer r.scanning.Unlock()
+	size := min(r.cfg.Size(), int64(len(r.cfg.Memory)))
+	if size > r.tracked {
+		if err := r.cfg.Tracker.Grow(size); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		// What was written of it before it was watched is not known.
+		for p := r.pages; p < PagesOf(size); p++ {
+			r.state[p] = roundTodo
+			r.todo++
+		}
+		r.pages = PagesOf(size)
+		r.mu.Unlock()
+		r.tracked = size
+	}
+	var err error
+	if r.runs, err = r.cfg.Tracker.Scan(r.runs[:0]); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.recency.Note(r.runs)
+	n := 0
+	for _, run := range r.runs {
+		n += int(run.Count)
+		for p := run.First; p < run.end(); p++ {
+			if r.state[p] != roundTodo {
+				r.state[p] = roundTodo
+				r.todo++
+			}
+			r.known[p] = nameUnset
+		}
+	}
+	now := time.Now()
+	if past := now.Sub(r.noted); r.noted.IsZero() {
+		r.noted = now
+	} else if past >= roundPause/2 {
+		r.dirty += (float64(n)*PageSize/past.Seconds() - r.dirty) / 4
+		r.noted = now
+	}
+	return nil
+}
+
+// Stats says how far the rounds are.
+func (r *Rounds) Stats() RoundsStats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return RoundsStats{
+		Round: r.round, Pages: r.pages, Todo: r.todo, Sent: r.stats.pages.Load(),
+		Held: r.stats.held.Load(), Bytes: r.stats.bytes.Load(), Rate: r.rate, Dirty: r.dirty,
+	}
+}
+
+// Settled is closed once another round would bring little: next to nothing is
+// left, or as much is written as is sent. The rounds go on until Freeze.
+func (r *Rounds) Settled() <-chan struct{} { return r.settled }
+
+// Limit is the pages that the memory may grow to, as Hello.Pages has it.
+func (r *Rounds) limit() int { return len(r.cfg.Memory) / PageSize }
+
+// An Ahead is what the rounds have brought by the time of the freeze.
+type Ahead struct {
+	Layout Layout
+	names  []Hash
+	known  []uint8
+	recent func() []Run
+}
+
+// Freeze is called once, when the worker stands still with a memory of pages,
+// of which those of zero were never written. Another call of Scan is an error
+// from then on. What the stream carries after it is of the frozen memory, as
+// soon as Continue was called.
+func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
+	if err := r.Scan(); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if pages > r.limit() || pages < r.pages {
+		return nil, fmt.Errorf("rounds: frozen with %d pages of %d, had %d", pages, r.limit(), r.pages)
+	}
+	if isClosed(r.frozen) {
+		return nil, errors.New("rounds: frozen already")
+	}
+	close(r.frozen)
+	a := &Ahead{Layout: Layout{Pages: pages, Zero: zero}, names: r.names[:pages], known: r.known[:pages]}
+	n := 0
+	for p := range PageNum(r.pages) {
+		if r.state[p] == roundSent && r.sentAt[p] <= r.acked {
+			a.Layout.Held = appendRun(a.Layout.Held, Run{p, 1})
+			n++
+		}
+	}
+	if len(zero) > 0 && len(a.Layout.Held) > 0 {
+		a.Layout.Zero = without(zero, a.Layout.Held)
+	}
+	// Sorting takes time that the worker does not have now.
+	a.recent = sync.OnceValue(r.recency.Order)
+	r.log.Debug("rounds ended", "rounds", r.round, "pages", pages, "held", n)
+	return a, nil
+}
+
+// Continue gives the stream, if there is one, to the Source of the frozen
+// memory.
+func (r *Rounds) Continue(s *Source) { r.next <- s }
+
+// Close ends the stream, unless a Source has it, and returns when nothing
+// reads the memory any more.
+func (r *Rounds) Close() {
+	r.mu.Lock()
+	r.closed = true
+	if r.stream != nil {
+		r.stream.cancel(ErrGone)
+	}
+	r.mu.Unlock()
+	r.active.Wait()
+}
+
+// Serve serves a stream whose Hello asked for rounds, until it breaks, ctx is
+// done, the Rounds are closed, or the Source that took it over has ended. A
+// newer stream ends this one; what it had not acknowledged is sent again.
+func (r *Rounds) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error {
+	if hello.Worker != r.cfg.Worker || hello.Epoch != r.cfg.Epoch {
+		_ = Refuse(rw, CodeGone, fmt.Sprintf("worker %q in epoch %d is not held here", hello.Worker, hello.Epoch))
+		return fmt.Errorf("stream for worker %q in epoch %d: %w", hello.Worker, hello.Epoch, ErrGone)
+	}
+	if !hello.Rounds || hello.Pages != r.limit() || len(hello.Have) > 0 {
+		_ = Refuse(rw, CodeRefused, fmt.Sprintf("not rounds over %d pages", r.limit()))
+		return badFrame("hello that does not ask for rounds over %d pages", r.limit())
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	me := &serving{cancel: cancel, done: make(chan struct{})}
+	defer close(me.done)
+	before, err := r.enter(me)
+	if err != nil {
+		_ = Refuse(rw, CodeGone, "the worker stands still already")
+		return err
+	}
+	var leave sync.Once
+	defer leave.Do(r.active.Done)
+	defer context.AfterFunc(ctx, func() { interrupt(rw) })()
+	if before != nil {
+		before.cancel(errReplaced)
+		<-before.done
+	}
+	st := &roundStream{Rounds: r, rw: rw, hasher: blake3.New(), buf: make([]byte, maxRun*PageSize), ahead: hello.Names}
+	if base := r.cfg.Base; hello.Names && base != nil && hello.Base == base.Digest() {
+		st.base = base
+	}
+	r.log.Debug("rounds begin", "names", st.ahead, "base", st.base != nil)
+	err = st.serve(ctx, func(src *Source, ended <-chan error) error {
+		leave.Do(r.active.Done) // from here on it is the Source that reads the memory
+		return src.takeOver(ctx, rw, me, ended)
+	})
+	if ctx.Err() != nil && err != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+var errReplaced = errors.New("replaced by a newer stream")
+
+func (r *Rounds) enter(me *serving) (before *serving, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || isClosed(r.frozen) {
+		return nil, ErrGone
+	}
+	before, r.stream = r.stream, me
+	r.active.Add(1)
+	return before, nil
+}
+
+func (r *Rounds) notify() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// A roundStream is one stream of rounds being served.
+type roundStream struct {
+	*Rounds
+	rw     io.ReadWriter
+	hasher *blake3.Hasher
+	pace   pace
+	ahead  bool   // the far side wants names ahead of bytes
+	base   *Table // which it knows, or nil
+	buf    []byte // pages, copied
+	frame  []byte
+	kinds  []byte
+	said   []byte // names in the frame
+
+	// Guarded by Rounds.mu:
+	first    uint32 // frames of this stream are numbered from first+1
+	list     []Run  // what is left of this round
+	since    uint32 // the scan that the list is from
+	offered  []bool // pages whose names were sent ahead
+	offers   []roundOffer
+	asked    int   // names answered
+	hits     int   // and had
+	inFlight int   // bytes not acknowledged
+	sizes    []int // of the frames not acknowledged
+}
+
+type roundOffer struct {
+	run Run
+	seq uint32
+}
+
+// errDone means that the far side wants nothing more.
+var errDone = errors.New("the far side has all it wants")
+
+func (st *roundStream) serve(ctx context.Context, takeOver func(*Source, <-chan error) error) error {
+	st.mu.Lock()
+	// What went out on another stream and was not acknowledged may be lost.
+	for p := range st.pages {
+		if st.state[p] == roundSent && st.sentAt[p] > st.acked {
+			st.state[p] = roundTodo
+			st.todo++
+		}
+	}
+	st.first, st.acked = st.seq, st.seq
+	if st.ahead {
+		st.offered = make([]bool, st.limit())
+	}
+	st.mu.Unlock()
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// One goroutine reads for as long as the stream lives: when a Source has
+	// taken over, all that may still come is Done.
+	ended := make(chan error, 1)
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	reading.Go(func() {
+		err := st.read()
+		ended <- err
+		cancel(cmp.Or(err, errDone))
+	})
+	err := st.write(appendEmpty(st.frame[:0], frameWelcome))
+	if err == nil {
+		err = st.rounds(ctx)
+	}
+	if err == nil {
+		err = st.write(appendEmpty(st.frame[:0], frameFrozen))
+	}
+	if err == nil {
+		select {
+		case src := <-st.next:
+			return takeOver(src, ended)
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+	}
+	interrupt(st.rw)
+	if errors.Is(err, errDone) {
+		return nil
+	}
+	return err
+}
+
+func (st *roundStream) write(b []byte) error {
+	n, err := st.rw.Write(b)
+	st.stats.bytes.Add(uint64(n))
+	if err != nil {
+		return fmt.Errorf("send pages: %w", err)
+	}
+	return nil
+}
+
+// read takes acknowledgements and answers to names until Done, which is nil.
+func (st *roundStream) read() error {
+	in := newFrameReader(st.rw, st.limit(), frameLacks, frameAck, frameDone)
+	for {
+		fr, err := in.next()
+		if err != nil {
+			return streamEnd(err)
+		}
+		switch fr.kind {
+		case frameDone:
+			return nil
+		case frameAck:
+			err = st.acknowledged(fr.count)
+		case frameLacks:
+			err = st.answered(fr.run, fr.lacks)
+		}
+		if err != nil {
+			return err
+		}
+		st.notify()
+	}
+}
+
+// acknowledged notes that the far side has put in place what came in that many
+// frames of this stream.
+func (st *roundStream) acknowledged(count uint32) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	n := int64(count) - int64(st.acked-st.first) // newly
+	if n <= 0 || n > int64(len(st.sizes)) {
+		return badFrame("%d frames acknowledged of %d", count, st.seq-st.first)
+	}
+	if isClosed(st.frozen) {
+		return nil // too late: Freeze has counted
+	}
+	for _, size := range st.sizes[:n] {
+		st.inFlight -= size
+	}
+	st.sizes = st.sizes[n:]
+	st.acked = st.first + count
+	return nil
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// answered notes which pages of an offer the far side does not have. Those it
+// has are in place with the frame's acknowledgement.
+func (st *roundStream) answered(run Run, lacks []byte) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if len(st.offers) == 0 || st.offers[0].run != run {
+		return badFrame("lacks for pages %d+%d that were not offered next", run.First, run.Count)
+	}
+	seq := st.offers[0].seq
+	st.offers = st.offers[1:]
+	for i := range PageNum(run.Count) {
+		p := run.First + i
+		st.asked++
+		switch {
+		case lacks[i/8]>>(i%8)&1 == 0:
+			st.hits++
+			st.stats.held.Add(1)
+		case st.state[p] == roundSent && st.sentAt[p] == seq:
+			st.state[p] = roundTodo
+			st.todo++
+			st.list = appendRun(st.list, Run{p, 1}) // in this round still
+		}
+	}
+	return nil
+}
+
+// rounds sends until the memory is frozen, which is nil.
+func (st *roundStream) rounds(ctx context.Context) error {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		st.begin()
+		begun, bytes := time.Now(), st.stats.bytes.Load()
+		sent, err := st.sendRound(ctx, begun)
+		if err != nil {
+			return err
+		}
+		if bytes = st.stats.bytes.Load() - bytes; sent {
+			st.measure(time.Since(begun), bytes)
+		}
+		pause.Reset(roundPause)
+		select {
+		case <-pause.C:
+		case <-st.frozen:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := st.look(); err != nil {
+			return err
+		}
+		if sent {
+			st.end()
+		}
+	}
+}
+
+// look scans, unless the memory is frozen meanwhile.
+func (st *roundStream) look() error {
+	if err := st.Scan(); err != nil && !isClosed(st.frozen) {
+		return err
+	}
+	return nil
+}
+
+// sendRound sends the pages of a round and reports whether there were any. It
+// ends early, with nil, when the memory is frozen.
+func (st *roundStream) sendRound(ctx context.Context, last time.Time) (sent bool, err error) {
+	for !isClosed(st.frozen) {
+		// A look at what was written meanwhile saves sending it in vain.
+		if now := time.Now(); now.Sub(last) >= roundPause {
+			if err := st.look(); err != nil {
+				return sent, err
+			}
+			last = now
+		}
+		run, seq, what := st.pick()
+		switch what {
+		case planDone:
+			return sent, nil
+		case planWait:
+			select {
+			case <-st.wake:
+			case <-st.frozen:
+			case <-ctx.Done():
+				return sent, context.Cause(ctx)
+			}
+		default:
+			sent = true
+			if err := st.send(ctx, run, seq, what == planNames); err != nil {
+				return sent, err
+			}
+		}
+	}
+	return sent, nil
+}
+
+// begin lists the pages of a round, those written longest ago first.
+func (st *roundStream) begin() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.since = st.recency.scan
+	st.list = st.list[:0]
+	if st.todo == 0 {
+		return
+	}
+	pages := make([]PageNum, 0, st.todo)
+	for p := range PageNum(st.pages) {
+		if st.state[p] == roundTodo {
+			pages = append(pages, p)
+		}
+	}
+	// Stable, so that pages of one age stay in order and make runs.
+	slices.SortStableFunc(pages, func(a, b PageNum) int {
+		return cmp.Compare(st.recency.when(a), st.recency.when(b))
+	})
+	for _, p := range pages {
+		st.list = appendRun(st.list, Run{p, 1})
+	}
+}
+
+// pick takes the next pages of the round, and numbers the frame they go in.
+func (st *roundStream) pick() (r Run, seq uint32, what int) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.inFlight >= roundWindow {
+		return r, 0, planWait
+	}
+	naming := st.ahead && (st.asked < namesTrial || st.hits*64 >= st.asked)
+	// What was sent since it was listed, or written again, is for later.
+	due := func(p PageNum) bool { return st.state[p] == roundTodo && st.recency.when(p) <= st.since }
+	name := func(p PageNum) bool { return naming && !st.offered[p] }
+	for len(st.list) > 0 && !due(st.list[0].First) {
+		st.drop(1)
+	}
+	if len(st.list) == 0 {
+		if len(st.offers) > 0 {
+			return r, 0, planWait // what is lacking of those belongs to this round
+		}
+		return r, 0, planDone
+	}
+	p := st.list[0].First
+	what, most := planPages, min(roundFrame, st.list[0].Count)
+	if name(p) {
+		what, most = planNames, min(maxRun, st.list[0].Count)
+	}
+	r = Run{p, 1}
+	for r.Count < most && due(r.end()) && name(r.end()) == (what == planNames) {
+		r.Count++
+	}
+	st.drop(r.Count)
+	st.seq++
+	for q := r.First; q < r.end(); q++ {
+		st.state[q], st.sentAt[q] = roundSent, st.seq
+		if what == planNames {
+			st.offered[q] = true
+		}
+	}
+	st.todo -= int(r.Count)
+	if what == planNames {
+		st.offers = append(st.offers, roundOffer{r, st.seq})
+	}
+	return r, st.seq, what
+}
+
+// drop takes pages off the front of the list.
+func (st *roundStream) drop(n uint32) {
+	head := &st.list[0]
+	head.First, head.Count = head.First+PageNum(n), head.Count-n
+	if head.Count == 0 {
+		st.list = st.list[1:]
+	}
+}
+
+// send copies pages, so that what is named is what is sent, and sends them or,
+// ahead of them, their names.
+func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) error {
+	buf := st.buf[:int(r.Count)*PageSize]
+	copy(buf, st.cfg.Memory[int(r.First)*PageSize:])
+	st.kinds, st.said = st.kinds[:0], st.said[:0]
+	hashes := make([]Hash, r.Count)
+	var last Hash
+	data := 0
+	for i := range hashes {
+		page := buf[i*PageSize:][:PageSize]
+		if IsZero(page) {
+			hashes[i] = ZeroHash
+			st.kinds = append(st.kinds, pageZero)
+			continue
+		}
+		hashWith(st.hasher, page, &hashes[i])
+		switch {
+		case names && st.asBase(r.First+PageNum(i), hashes[i]):
+			st.kinds = append(st.kinds, pageSame)
+			continue
+		case data > 0 && hashes[i] == last:
+			st.kinds = append(st.kinds, pageRepeat)
+			continue
+		}
+		st.kinds = append(st.kinds, pageRaw)
+		st.said = append(st.said, hashes[i][:]...)
+		last = hashes[i]
+		data++
+	}
+
+	if names {
+		st.frame = appendPagesHead(st.frame[:0], frameNames, r.First, st.kinds, st.said, 0)
+		st.stats.named.Add(uint64(r.Count))
+	} else {
+		st.frame = appendPagesHead(st.frame[:0], framePages, r.First, st.kinds, st.said, data*PageSize)
+		for i, k := range st.kinds {
+			if k == pageRaw {
+				st.frame = append(st.frame, buf[i*PageSize:][:PageSize]...)
+			}
+		}
+		st.stats.pages.Add(uint64(data))
+	}
+
+	st.mu.Lock()
+	for i, h := range hashes {
+		if isClosed(st.frozen) {
+			break // the names are the Source's now
+		}
+		// Unless it was written since, that is still its name at the freeze.
+		if p := r.First + PageNum(i); st.state[p] == roundSent && st.sentAt[p] == seq {
+			st.names[p], st.known[p] = h, nameSet
+			if h == ZeroHash {
+				st.known[p] = nameZero
+			}
+		}
+	}
+	st.inFlight += len(st.frame)
+	st.sizes = append(st.sizes, len(st.frame))
+	st.mu.Unlock()
+	if err := st.pace.wait(ctx, st.cfg.Rate, len(st.frame)); err != nil {
+		return err
+	}
+	return st.write(st.frame)
+}
+
+func (st *roundStream) asBase(p PageNum, h Hash) bool {
+	if st.base == nil || int(p) >= st.base.Len() {
+		return false
+	}
+	was, state := st.base.Get(p)
+	return state == Named && was == h
+}
+
+// measure takes what a round sent in that time.
+func (st *roundStream) measure(took time.Duration, bytes uint64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.round++
+	if bytes < 2*roundFrame*PageSize && st.rate > 0 {
+		return // too little to tell
+	}
+	rate := float64(bytes) / max(took, time.Millisecond).Seconds()
+	if st.rate > 0 {
+		rate = (st.rate + rate) / 2
+	}
+	st.rate = rate
+}
+
+// end looks, after a scan, whether another round is worth it.
+func (st *roundStream) end() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	few := st.todo <= roundFew
+	if st.round > 1 && st.todo*10 >= st.left*8 {
+		st.stalled++
+	}
+	st.left = st.todo
+	if (few || st.stalled >= 2 || st.round >= roundsMost) && !isClosed(st.settled) {
+		st.log.Debug("rounds settled", "round", st.round, "left", st.todo, "rate", st.rate, "dirty", st.dirty)
+		close(st.settled)
+	}
+}

@@ -1,0 +1,236 @@
+package pager
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A move of a child's memory to another child, while the first writes it.
+type roundsTest struct {
+	t        testing.TB
+	pages    int
+	from, to *child
+	tracker  *Tracker
+	rounds   *Rounds
+	intake   *Intake
+	wrap     func(net.Conn) io.ReadWriteCloser
+	ran      chan error
+}
+
+func startRounds(t testing.TB, r *rand.Rand, pages, zero int, base *Table, store *Store, known *Table) *roundsTest {
+	t.Helper()
+	rt := &roundsTest{t: t, pages: pages, from: startArmable(t, pages), to: startArmable(t, pages), ran: make(chan error, 1)}
+	rt.fill(r, zero)
+	rt.start(base, store, known)
+	return rt
+}
+
+// fill writes the origin's memory; pages that are zero stay holes.
+func (rt *roundsTest) fill(r *rand.Rand, zero int) {
+	mem := testMemory(r, rt.pages, zero)
+	for p := range rt.pages {
+		if page := mem[p*PageSize : (p+1)*PageSize]; !IsZero(page) {
+			copy(rt.from.region.Data[p*PageSize:], page)
+		}
+	}
+}
+
+func (rt *roundsTest) holes() []Run {
+	rt.t.Helper()
+	zero, err := ZeroRuns(rt.from.region.File, int64(rt.pages)*PageSize)
+	if err != nil {
+		rt.t.Fatal(err)
+	}
+	return zero
+}
+
+func (rt *roundsTest) start(base *Table, store *Store, known *Table) {
+	t := rt.t
+	t.Helper()
+	zero := rt.holes()
+	var err error
+	if rt.tracker, err = NewTracker(TrackerConfig{Region: rt.from.region, Size: int64(rt.pages) * PageSize, Log: testLog(t)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := rt.tracker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	rt.rounds, err = NewRounds(RoundsConfig{
+		Worker: "w", Epoch: 3, Memory: rt.from.region.Data, Size: func() int64 { return int64(rt.pages) * PageSize },
+		Zero: zero, Tracker: rt.tracker, Base: base, Log: testLog(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rt.intake, err = NewIntake(IntakeConfig{Worker: "w", Epoch: 3, Region: rt.to.region, Store: store, Base: known, Log: testLog(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(testContext(t))
+	go func() { rt.ran <- rt.intake.Run(ctx, rt.dial) }()
+	t.Cleanup(func() {
+		cancel()
+		rt.intake.Close()
+		<-rt.intake.ended
+		rt.rounds.Close()
+	})
+}
+
+func (rt *roundsTest) dial(context.Context) (io.ReadWriteCloser, error) {
+	here, there := net.Pipe()
+	go func() {
+		defer there.Close()
+		hello, err := ReadHello(there)
+		if err == nil {
+			err = rt.rounds.Serve(context.Background(), hello, there)
+		}
+		rt.t.Log("rounds served:", err)
+	}()
+	if rt.wrap != nil {
+		return rt.wrap(here), nil
+	}
+	return here, nil
+}
+
+// freeze ends the rounds and lets the destination touch all pages, while what
+// is missing comes.
+func (rt *roundsTest) finish(kernelPage int) (*Source, *Sink) {
+	t := rt.t
+	t.Helper()
+	ahead, err := rt.rounds.Freeze(rt.pages, rt.holes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout, rest, err := ParseLayout(ahead.Layout.Append(nil), rt.pages)
+	if err != nil || len(rest) > 0 {
+		t.Fatal(err, len(rest))
+	}
+	mem := rt.from.region.Data[:rt.pages*PageSize]
+	src := newTestSource(t, mem, func(cfg *SourceConfig) { cfg.Ahead = ahead })
+	rt.rounds.Continue(src)
+	sink, err := rt.intake.commit(layout, true, SinkConfig{}, kernelPage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sink.Arm(); err != nil {
+		t.Fatal(err)
+	}
+	list := pageList(0, rt.pages)
+	rt.to.send(childRequest{Op: "threads", Pages: list, Number: 3, Seed: 7})
+	wait, _ := runSink(t, sink, newPipes(t, src))
+	checkHashes(t, mem, list, rt.to.reply().Hashes)
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	table := sink.Table()
+	for p := range rt.pages {
+		if h, state := table.Get(PageNum(p)); state == Unknown || h != HashPage(mem[p*PageSize:][:PageSize]) {
+			t.Fatalf("page %d is %v in the table", p, state)
+		}
+	}
+	return src, sink
+}
+
+// What the destination reads after rounds is what the origin wrote last,
+// however the writes fell.
+func TestRounds(t *testing.T) {
+	for _, tc := range []struct {
+		zero, kernelPage int
+		breaks           bool
+	}{{3, 4096, false}, {0, 4096, true}, {5, 16384, false}, {2, 65536, true}} {
+		t.Run(fmt.Sprintf("zero=%d/kernel=%d/breaks=%t", tc.zero, tc.kernelPage, tc.breaks), func(t *testing.T) {
+			const pages = 4096
+			r := testRand(t)
+			rt := &roundsTest{t: t, pages: pages, from: startArmable(t, pages), to: startArmable(t, pages), ran: make(chan error, 1)}
+			if tc.breaks {
+				rt.wrap = func(conn net.Conn) io.ReadWriteCloser {
+					left := new(atomic.Int64)
+					left.Store(2 << 20)
+					return &breaking{conn, left}
+				}
+			}
+			rt.fill(r, tc.zero)
+			rt.start(nil, nil, nil)
+			for i := 0; !isClosed(rt.rounds.Settled()) || i < 20; i++ {
+				var some []PageNum
+				for range 40 {
+					some = append(some, PageNum(r.IntN(pages/(1+i%4))))
+				}
+				rt.from.do(childRequest{Op: "write", Pages: some, Value: byte(i)})
+			}
+			src, sink := rt.finish(max(tc.kernelPage, unix.Getpagesize()))
+			t.Logf("%+v\n%+v\n%+v", rt.rounds.Stats(), src.Stats(), sink.Stats())
+			if held := rt.rounds.Stats().Sent; held == 0 {
+				t.Error("no page was sent in rounds")
+			}
+		})
+	}
+}
+
+// A worker that stands still has all its memory over before the freeze.
+func TestRoundsIdle(t *testing.T) {
+	const pages = 2048
+	rt := startRounds(t, testRand(t), pages, 3, nil, nil, nil)
+	<-rt.rounds.Settled()
+	waitFor(t, "acknowledgements", func() bool {
+		rt.rounds.mu.Lock()
+		defer rt.rounds.mu.Unlock()
+		return rt.rounds.acked == rt.rounds.seq
+	})
+	src, sink := rt.finish(unix.Getpagesize())
+	if st := src.Stats(); st.BulkPages+st.DemandPages > 0 {
+		t.Errorf("pages were sent after the freeze: %+v", st)
+	}
+	if st := sink.Stats(); st.Demanded > 0 {
+		t.Errorf("pages were asked for after the freeze: %+v", st)
+	}
+	if err := <-rt.ran; err != nil {
+		t.Errorf("intake: %v", err)
+	}
+}
+
+// Of a memory that is known from an earlier visit, only what has changed
+// travels, and the names of that.
+func TestRoundsBase(t *testing.T) {
+	const pages, changed = 4096, 40
+	r := testRand(t)
+	rt := &roundsTest{t: t, pages: pages, from: startArmable(t, pages), to: startArmable(t, pages), ran: make(chan error, 1)}
+	rt.fill(r, 2)
+	store := NewStore(64 << 20)
+	base := NewTable(pages)
+	for p := range PageNum(pages) {
+		base.SetName(p, HashPage(rt.from.region.Data[int(p)*PageSize:][:PageSize]))
+		if p%100 != 99 { // some have gone from the store since
+			store.Put(rt.from.region.Data[int(p)*PageSize:][:PageSize])
+		}
+	}
+	gone := 0
+	for p := range PageNum(pages) {
+		if h, state := base.Get(p); state == Named && !store.Has(h) {
+			gone++
+		}
+	}
+	for _, p := range r.Perm(pages)[:changed] {
+		rt.from.region.Data[p*PageSize+17]++
+	}
+	rt.start(base, store, base.Clone())
+	<-rt.rounds.Settled()
+	src, _ := rt.finish(unix.Getpagesize())
+	sent := rt.rounds.Stats().Sent + src.Stats().BulkPages + src.Stats().DemandPages
+	if most := uint64(changed + gone); sent > most {
+		t.Errorf("%d pages sent, %d changed and %d were gone", sent, changed, gone)
+	}
+	// A byte for each page, and its share of the frames, besides the pages
+	// themselves.
+	bytes := rt.rounds.Stats().Bytes + src.Stats().Bytes
+	if most := sent*(PageSize+64+32) + pages*2; bytes > most {
+		t.Errorf("%d bytes sent for %d pages, at most %d expected", bytes, sent, most)
+	}
+}
