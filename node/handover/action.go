@@ -45,6 +45,10 @@ type (
 
 // Actions of a Source.
 type (
+	// Warm sends pages to the destination while the worker runs, until the
+	// Freeze. Answered by Warmed.
+	Warm struct{}
+
 	// Freeze stops the worker at its next suspend point. From then on messages
 	// to it are held. Answered by Frozen, FreezeFailed or RunnerDied.
 	Freeze struct{}
@@ -116,6 +120,7 @@ func (Persist) action()       {}
 func (Lose) action()          {}
 func (Finish) action()        {}
 func (Note) action()          {}
+func (Warm) action()          {}
 func (Freeze) action()        {}
 func (Thaw) action()          {}
 func (ServePages) action()    {}

@@ -64,7 +64,7 @@ type Dest struct {
 	move    MoveID
 	offer   Offer
 	srcInc  uint64 // the source's, from OFFER
-	copyAll bool   // stop-and-copy
+	copyAll bool   // every page travels before COMMIT
 	accept  Accept
 	meta    []byte
 
@@ -161,7 +161,10 @@ func (d *Dest) Handle(ev Event, now time.Time) []Action {
 			return d.refuse(CodePages, ev.Reason, "")
 		}
 	case Progress:
-		if d.phase == DestFilling {
+		switch d.phase {
+		case DestPrepared:
+			d.phaseAt = now.Add(d.params.HoldTimeout)
+		case DestFilling:
 			d.phaseAt = now.Add(d.params.FillTimeout)
 		}
 	case Resumed:
@@ -318,7 +321,7 @@ func (d *Dest) offered(m Message, o Offer, now time.Time) []Action {
 	switch {
 	case k.Worker != "" && k.Worker != o.Worker:
 		return no(CodeProtocol, "the record is another worker's", "this is a bug")
-	case o.Strategy != PostCopy && o.Strategy != StopAndCopy:
+	case !o.Strategy.known():
 		return no(CodeStrategy, o.Strategy.String()+" is not known here", "update meshnode at the destination, or choose post-copy")
 	case k.Epoch > o.Epoch, k.Epoch == o.Epoch && k.Own.Owned():
 		return no(CodeStale, fmt.Sprintf("the offer is of epoch %d, and the destination knows epoch %d (%s)", o.Epoch, k.Epoch, k.Own), "find the worker's home with worker show")
@@ -342,7 +345,7 @@ func (d *Dest) prepared(ev Prepared, now time.Time) []Action {
 	d.phaseAt = now.Add(d.params.HoldTimeout)
 	d.meta = ev.Meta
 	d.accept = Accept{Paging: ev.Paging, StoreWarm: ev.StoreWarm}
-	d.copyAll = d.offer.Strategy == StopAndCopy || !ev.Paging
+	d.copyAll = d.offer.Strategy.copiesAll(ev.Paging)
 	return []Action{d.send(d.accept)}
 }
 

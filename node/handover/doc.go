@@ -11,9 +11,9 @@
 //	source                                   destination
 //	OFFER    who, how big, epoch N      ->   Prepare: fetch module, start runner
 //	         <- ACCEPT ticket / REFUSE
-//	         (WARM: rounds of pre-copy, while the worker runs)
+//	pages in rounds             ->   (pre-copy, hybrid) while the worker runs
 //	Persist  moving-out; then Freeze
-//	FROZEN   page table                 ->   Fill: all pages       (stop-and-copy only)
+//	FROZEN   page table                 ->   Fill: all pages       (stop-and-copy, pre-copy)
 //	         <- FILLED
 //	COMMIT   head, epoch N+1, ticket    ->   Persist taken; Resume at once, beside it
 //	         <- RUNNING                      what the worker says is held back

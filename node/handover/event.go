@@ -47,6 +47,9 @@ type (
 
 // Events of a Source.
 type (
+	// Warmed answers [Warm]: to go on sending pages would bring little more.
+	Warmed struct{}
+
 	// Frozen answers [Freeze]: the worker stands still. Head is the image for
 	// COMMIT and Table the page table for FROZEN; in post-copy the table, or
 	// what is left of it, travels in Head.
@@ -115,6 +118,7 @@ func (PathUp) event()        {}
 func (Cancel) event()        {}
 func (RunnerDied) event()    {}
 func (Tick) event()          {}
+func (Warmed) event()        {}
 func (Frozen) event()        {}
 func (FreezeFailed) event()  {}
 func (Abandon) event()       {}

@@ -448,6 +448,9 @@ func (x *explorer) successors(w *world) []edge {
 
 	// The source's executor, disk and clock.
 	if w.srcUp {
+		if w.src != nil && w.src.phase == SourceWarming {
+			srcEv("src: warmed", false, func(*world) {}, Warmed{})
+		}
 		if w.freezing {
 			srcEv("src: frozen", false, func(c *world) { c.freezing, c.srcRun = false, 0 }, Frozen{Head: []byte{1}, Table: []byte{2}})
 			if w.left.fault > 0 {
@@ -821,6 +824,7 @@ func (x *explorer) doSrc(w *world, a Action) {
 		x.send(w, a.Message)
 	case Persist:
 		x.persist(&w.srcDisk, a)
+	case Warm: // for as long as the machine is in SourceWarming
 	case Freeze:
 		w.freezing = true
 	case Thaw:

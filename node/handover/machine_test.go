@@ -44,6 +44,7 @@ var variants = []struct {
 	{"post-copy", PostCopy, true},
 	{"post-copy-without-paging", PostCopy, false},
 	{"stop-and-copy", StopAndCopy, true},
+	{"hybrid", Hybrid, true},
 }
 
 // TestExplore visits every state within each of the bounds. Messages arrive in

@@ -14,8 +14,8 @@ const (
 	TypeOffer    Type = 1  // source
 	TypeAccept   Type = 2  // destination
 	TypeRefuse   Type = 3  // destination
-	TypeWarm     Type = 4  // source; reserved for pre-copy rounds
-	TypeWarmed   Type = 5  // destination; reserved for pre-copy rounds
+	TypeWarm     Type = 4  // source; reserved
+	TypeWarmed   Type = 5  // destination; reserved
 	TypeFreeze   Type = 6  // source; reserved: the last round begins
 	TypeFrozen   Type = 7  // source
 	TypeFilled   Type = 8  // destination
@@ -103,8 +103,8 @@ type Offer struct {
 // An Accept says that the destination is prepared: the module is compiled, the
 // memory is reserved, a runner waits. Its envelope carries the ticket.
 type Accept struct {
-	// Paging says that pages can be fetched after the resume. Without it a
-	// PostCopy becomes a StopAndCopy.
+	// Paging says that pages can be fetched after the resume. Without it every
+	// page travels before COMMIT, whatever the strategy.
 	Paging bool `cbor:"1,keyasint"`
 	// StoreWarm says that the destination has pages by name that need not be
 	// sent.
@@ -154,7 +154,8 @@ type Refuse struct {
 }
 
 // A FrozenBody is FROZEN: the worker stands still, and this is the table of its
-// pages. Only in stop-and-copy.
+// pages. Only where every page
+// travels before COMMIT.
 type FrozenBody struct {
 	Table []byte `cbor:"1,keyasint"`
 }

@@ -58,9 +58,13 @@ const (
 	PostCopy Strategy = 1
 	// StopAndCopy freezes, copies every page, then commits.
 	StopAndCopy Strategy = 2
-	// PreCopy (3) and Hybrid (4) are reserved for rounds of WARM.
-	preCopy Strategy = 3
-	hybrid  Strategy = 4
+	// PreCopy sends pages in rounds while the worker runs, then freezes, copies
+	// what is missing, and commits.
+	PreCopy Strategy = 3
+	// Hybrid sends pages in rounds while the worker runs, then commits and
+	// fetches what is missing. A destination that cannot page turns it into
+	// PreCopy.
+	Hybrid Strategy = 4
 )
 
 // String returns the strategy's name on the command line.
@@ -70,19 +74,32 @@ func (s Strategy) String() string {
 		return "post-copy"
 	case StopAndCopy:
 		return "stop-and-copy"
-	case preCopy:
+	case PreCopy:
 		return "pre-copy"
-	case hybrid:
+	case Hybrid:
 		return "hybrid"
 	}
 	return fmt.Sprintf("strategy %d", uint8(s))
 }
+
+// known says whether a move can be asked for with s.
+func (s Strategy) known() bool { return s >= PostCopy && s <= Hybrid }
+
+// Rounds says whether pages travel while the worker still runs.
+func (s Strategy) Rounds() bool { return s == PreCopy || s == Hybrid }
+
+// copiesAll says whether every page travels before COMMIT, at a destination
+// that can page or cannot.
+func (s Strategy) copiesAll(paging bool) bool { return s == StopAndCopy || s == PreCopy || !paging }
 
 // Params are the waits of a move. A zero field means its default.
 type Params struct {
 	// OfferTimeout is how long the source waits for ACCEPT or REFUSE: the
 	// destination fetches and compiles the module meanwhile. Default 30 s.
 	OfferTimeout time.Duration
+	// WarmTimeout is how long pages are sent while the worker runs before the
+	// source goes on with what has arrived. Default 5 min.
+	WarmTimeout time.Duration
 	// PersistTimeout is how long the source waits for its "moving out" entry
 	// before it gives the move up; the worker runs meanwhile. Default 10 s.
 	PersistTimeout time.Duration
@@ -93,7 +110,8 @@ type Params struct {
 	// [Progress]. Default 30 s.
 	FillTimeout time.Duration
 	// HoldTimeout is how long a destination keeps a prepared runner for a
-	// COMMIT that does not come, and how long it prepares. Default 2 min.
+	// COMMIT that does not come, since the last [Progress], and how long it
+	// prepares. Default 2 min.
 	HoldTimeout time.Duration
 	// ResumeTimeout is how long the runner may take to resume at the
 	// destination. Default 30 s.
@@ -115,7 +133,7 @@ type Params struct {
 // Validate rejects negative waits and a first retry longer than the last.
 func (p Params) Validate() error {
 	for _, d := range []time.Duration{
-		p.OfferTimeout, p.PersistTimeout, p.FreezeTimeout, p.FillTimeout, p.HoldTimeout,
+		p.OfferTimeout, p.WarmTimeout, p.PersistTimeout, p.FreezeTimeout, p.FillTimeout, p.HoldTimeout,
 		p.ResumeTimeout, p.DrainTimeout, p.DoneTimeout, p.RetryInterval, p.MaxRetryInterval,
 	} {
 		if d < 0 {
@@ -136,6 +154,7 @@ func (p Params) withDefaults() Params {
 		}
 	}
 	def(&p.OfferTimeout, 30*time.Second)
+	def(&p.WarmTimeout, 5*time.Minute)
 	def(&p.PersistTimeout, 10*time.Second)
 	def(&p.FreezeTimeout, 10*time.Second)
 	def(&p.FillTimeout, 30*time.Second)

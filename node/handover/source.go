@@ -12,7 +12,7 @@ type SourcePhase uint8
 const (
 	SourceNew        SourcePhase = iota // before Start
 	SourceOffering                      // OFFER sent; the worker runs
-	SourceWarming                       // place for pre-copy rounds; passed through
+	SourceWarming                       // pages travel; the worker runs
 	SourceRecording                     // "moving out" on its way to the disk; the worker runs
 	SourceFreezing                      // blackout begins when this ends
 	SourceFilling                       // stop-and-copy: FROZEN sent
@@ -67,7 +67,7 @@ type Source struct {
 	phase   SourcePhase
 	ticket  uint64 // the destination's, from ACCEPT
 	peerInc uint64 // the destination's, from ACCEPT
-	copyAll bool   // stop-and-copy
+	copyAll bool   // every page travels before COMMIT
 	frozen  bool   // Freeze was handed out
 	serving bool
 	memory  bool // this node has the worker's memory and a runner
@@ -96,7 +96,7 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 		return nil, errors.New("hand-over source: no peer")
 	case cfg.Incarnation == 0:
 		return nil, errors.New("hand-over source: no incarnation")
-	case o.Strategy != PostCopy && o.Strategy != StopAndCopy:
+	case !o.Strategy.known():
 		return nil, fmt.Errorf("hand-over source: %s is not known", o.Strategy)
 	case r.Own != OwnRunning && r.Own != OwnTaken:
 		return nil, fmt.Errorf("hand-over source: the journal has the worker as %s", r.Own)
@@ -159,9 +159,9 @@ func (s *Source) InDoubt() bool {
 	return s.phase == SourceCommitting || s.phase == SourceAsking || s.phase == SourceDraining && !s.durable
 }
 
-// StopAndCopy says that every page travels before COMMIT, by the strategy or
+// CopiesAll says that every page travels before COMMIT, by the strategy or
 // because the destination cannot page. Known from ACCEPT on.
-func (s *Source) StopAndCopy() bool { return s.copyAll }
+func (s *Source) CopiesAll() bool { return s.copyAll }
 
 // Deadline returns when the machine wants a Tick, if ever.
 func (s *Source) Deadline() (time.Time, bool) { return earliest(s.phaseAt, s.retryAt) }
@@ -193,6 +193,10 @@ func (s *Source) Handle(ev Event, now time.Time) []Action {
 	case Progress:
 		if s.phase == SourceFilling {
 			s.phaseAt = now.Add(s.params.FillTimeout)
+		}
+	case Warmed:
+		if s.phase == SourceWarming {
+			return s.warmed(now)
 		}
 	case Frozen:
 		if s.phase == SourceFreezing {
@@ -267,11 +271,13 @@ func (s *Source) record(own Ownership, epoch uint64, now time.Time) Record {
 
 func (s *Source) accepted(m Message, a Accept, now time.Time) []Action {
 	s.ticket, s.peerInc = m.Ticket, m.Incarnation
-	s.copyAll = s.offer.Strategy == StopAndCopy || !a.Paging
-	// Rounds of pre-copy belong here: WARM and WARMED alternate while the
-	// worker runs, and when they have converged the next lines follow.
+	s.copyAll = s.offer.Strategy.copiesAll(a.Paging)
+	if !s.offer.Strategy.Rounds() {
+		return s.warmed(now)
+	}
 	s.phase = SourceWarming
-	return s.warmed(now)
+	s.phaseAt = now.Add(s.params.WarmTimeout)
+	return []Action{Warm{}}
 }
 
 func (s *Source) warmed(now time.Time) []Action {
@@ -547,6 +553,8 @@ func (s *Source) tick(now time.Time) []Action {
 		switch s.phase {
 		case SourceOffering:
 			return s.abort(CodeTimeout, "the destination did not answer the offer", "see the destination's log; a large module takes long to fetch and compile", now)
+		case SourceWarming:
+			return s.warmed(now)
 		case SourceRecording:
 			return s.abort(CodeDisk, "the journal does not get written", "check the disk", now)
 		case SourceFreezing:

@@ -268,7 +268,7 @@ func TestRefusedOffers(t *testing.T) {
 	many := rec(3, OwnGone)
 	many.Unsettled = make([]MoveID, maxUnsettled)
 	future := offer
-	future.Strategy = hybrid
+	future.Strategy = Hybrid + 1
 	for _, c := range []struct {
 		name  string
 		known *Record
@@ -453,7 +453,7 @@ func TestConfigs(t *testing.T) {
 		"move":        func(c *SourceConfig) { c.Move = MoveID{} },
 		"peer":        func(c *SourceConfig) { c.Peer = "" },
 		"incarnation": func(c *SourceConfig) { c.Incarnation = 0 },
-		"strategy":    func(c *SourceConfig) { c.Offer.Strategy = preCopy },
+		"strategy":    func(c *SourceConfig) { c.Offer.Strategy = Hybrid + 1 },
 		"record":      func(c *SourceConfig) { c.Record.Own = OwnGone },
 		"epoch":       func(c *SourceConfig) { c.Record.Epoch = 6 },
 		"offer":       func(c *SourceConfig) { c.Offer.ModuleSize = 0 },
@@ -495,7 +495,7 @@ func FuzzMachines(f *testing.F) {
 		if len(b) > 3000 {
 			return
 		}
-		s, d := newSource(t, PostCopy+Strategy(len(b)%2)), newDest(t, nil)
+		s, d := newSource(t, PostCopy+Strategy(len(b)%4)), newDest(t, nil)
 		check := &rules{t: t}
 		now := t0
 		check.source(s, s.Handle(Start{}, now))
