@@ -30,7 +30,7 @@ import (
 //
 //	name   [32]byte
 //	stamp  uint64  // rises with every page written: the order of use at a restart
-//	sum    uint32  // CRC-32C of the slot's number as uint64, and all before it
+//	sum    uint32  // CRC-32C of all before it, begun with the slot's number
 //
 // A page that is read is checked against its name, always. So nothing here
 // has to be in order or whole for the right bytes to be served, nothing is
@@ -118,24 +118,19 @@ func appendRecord(b []byte, slot uint32, h *Hash, stamp uint64) []byte {
 	at := len(b)
 	b = append(b, h[:]...)
 	b = binary.BigEndian.AppendUint64(b, stamp)
-	return binary.BigEndian.AppendUint32(b, recordSum(slot, b[at:]))
-}
-
-func recordSum(slot uint32, fields []byte) uint32 {
-	var number [8]byte
-	binary.BigEndian.PutUint64(number[:], uint64(slot))
-	return crc32.Update(crc32.Checksum(number[:], castagnoli), castagnoli, fields)
+	return binary.BigEndian.AppendUint32(b, crc32.Update(slot, castagnoli, b[at:]))
 }
 
 // parseRecord returns what a slot has, and false if that is nothing, or not
 // known any more.
 func parseRecord(b []byte, slot uint32) (h Hash, stamp uint64, ok bool) {
-	if recordSum(slot, b[:40]) != binary.BigEndian.Uint32(b[40:]) {
+	stamp = binary.BigEndian.Uint64(b[32:])
+	if stamp == 0 || crc32.Update(slot, castagnoli, b[:40]) != binary.BigEndian.Uint32(b[40:]) {
 		return h, 0, false
 	}
-	h, stamp = Hash(b), binary.BigEndian.Uint64(b[32:])
-	// No page was ever written with the name of the zero page, and no slot is
-	// stamped so high that the next stamp would not be higher.
+	h = Hash(b)
+	// The zero page is never written, and no stamp is so high that the next
+	// would not be higher.
 	return h, stamp, h != ZeroHash && stamp < math.MaxUint64>>1
 }
 
@@ -236,12 +231,7 @@ func loadIndex(r io.Reader, x *diskIndex, slots, pages uint32) (top uint32, free
 		}
 		for b := buf[:n]; len(b) >= recordBytes && top < slots; b = b[recordBytes:] {
 			h, s, ok := parseRecord(b, top)
-			if ok && top < pages {
-				_, twice := x.find(&h)
-				ok = !twice
-			}
-			if ok && top < pages {
-				x.add(&h, top)
+			if ok && top < pages && x.add(&h, top) {
 				entries = append(entries, entry{s, top})
 			} else {
 				free = append(free, top)

@@ -15,9 +15,11 @@ import (
 //
 // It is not safe for concurrent use.
 type diskIndex struct {
-	// table holds slot+1, or 0. Its size is a power of two.
+	// table holds slot+1 in its low bits and above them five more bits of the
+	// hash, so that a search looks at few names that are not the one; or 0. Its
+	// size is a power of two.
 	table []uint32
-	shift int
+	shift int // 64 less the bits of its size
 	// seed is odd and random: names are hashes, but whoever makes pages can
 	// choose among them those that would all fall on one place.
 	seed uint64
@@ -29,7 +31,15 @@ type diskIndex struct {
 	head indexLink
 }
 
-const indexChunk = 4096
+const (
+	indexChunk = 4096
+
+	slotBits = 27
+	slotMask = 1<<slotBits - 1
+)
+
+// An entry has room for every slot.
+const _ = uint(slotMask - maxSlots)
 
 type indexLink struct {
 	next, prev uint32 // slot+1, or 0 for the head
@@ -49,11 +59,14 @@ func newDiskIndex(slots int) *diskIndex {
 	}
 }
 
-// home is where a name belongs in the table: multiplicative hashing of its
-// first bytes by a random number (Dietzfelbinger and others, "A reliable
-// randomized algorithm for the closest-pair problem", 1997).
-func (x *diskIndex) home(h *Hash) int {
-	return int(binary.LittleEndian.Uint64(h[:]) * x.seed >> x.shift)
+// hash returns where a name belongs in the table, and what marks its entry:
+// multiplicative hashing of its first bytes by a random number (Dietzfelbinger
+// and others, "A reliable randomized algorithm for the closest-pair problem",
+// 1997).
+func (x *diskIndex) hash(h *Hash) (home int, mark uint32) {
+	product := binary.LittleEndian.Uint64(h[:]) * x.seed
+	rest := product << (64 - x.shift) // the bits below those of home
+	return int(product >> x.shift), uint32(rest>>32) &^ slotMask
 }
 
 func (x *diskIndex) at(slot uint32) *indexSlot {
@@ -62,33 +75,39 @@ func (x *diskIndex) at(slot uint32) *indexSlot {
 
 func (x *diskIndex) name(slot uint32) Hash { return x.at(slot).name }
 
-// find returns the slot of a page.
-func (x *diskIndex) find(h *Hash) (slot uint32, ok bool) {
-	for i := x.home(h); ; i = (i + 1) & (len(x.table) - 1) {
+// search returns where in the table a page stands, or the gap where it would.
+func (x *diskIndex) search(h *Hash) (i int, mark uint32) {
+	i, mark = x.hash(h)
+	for ; ; i = (i + 1) & (len(x.table) - 1) {
 		e := x.table[i]
-		if e == 0 {
-			return 0, false
-		}
-		if x.at(e-1).name == *h {
-			return e - 1, true
+		if e == 0 || e&^slotMask == mark && x.at(e&slotMask-1).name == *h {
+			return i, mark
 		}
 	}
 }
 
-// add notes that a page lies in a slot, and was used last. Neither the page
-// nor the slot may be there yet.
-func (x *diskIndex) add(h *Hash, slot uint32) {
+// find returns the slot of a page.
+func (x *diskIndex) find(h *Hash) (slot uint32, ok bool) {
+	i, _ := x.search(h)
+	e := x.table[i]
+	return e&slotMask - 1, e != 0
+}
+
+// add notes that a page lies in a slot, which had none, and was used last. It
+// reports false, and does nothing, if the page lies in another slot.
+func (x *diskIndex) add(h *Hash, slot uint32) bool {
+	i, mark := x.search(h)
+	if x.table[i] != 0 {
+		return false
+	}
 	for int(slot/indexChunk) >= len(x.chunks) {
 		x.chunks = append(x.chunks, new([indexChunk]indexSlot))
 	}
 	x.at(slot).name = *h
-	i := x.home(h)
-	for x.table[i] != 0 {
-		i = (i + 1) & (len(x.table) - 1)
-	}
-	x.table[i] = slot + 1
+	x.table[i] = mark | (slot + 1)
 	x.count++
 	x.link(slot)
+	return true
 }
 
 // remove forgets the page in a slot.
@@ -96,14 +115,11 @@ func (x *diskIndex) remove(slot uint32) {
 	x.unlink(slot)
 	x.count--
 	mask := len(x.table) - 1
-	i := x.home(&x.at(slot).name)
-	for x.table[i] != slot+1 {
-		i = (i + 1) & mask
-	}
+	i, _ := x.search(&x.at(slot).name)
 	// Entries behind the gap that it would hide from their search move into it
 	// (Knuth, The Art of Computer Programming 3, 6.4, Algorithm R).
 	for j := (i + 1) & mask; x.table[j] != 0; j = (j + 1) & mask {
-		home := x.home(&x.at(x.table[j] - 1).name)
+		home, _ := x.hash(&x.at(x.table[j]&slotMask - 1).name)
 		if (j-home)&mask >= (j-i)&mask {
 			x.table[i] = x.table[j]
 			i = j
