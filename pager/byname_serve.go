@@ -1,0 +1,116 @@
+package pager
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
+// NamedLimits bounds what one asker can take. The zero value sets no bounds
+// but those of the frames.
+type NamedLimits struct {
+	// Pace, if set, is called before bytes of an answer are written, 64 KiB at
+	// most, and returns when they may be. The WaitN of a rate.Limiter fits, and
+	// one may be shared by all streams.
+	Pace func(ctx context.Context, bytes int) error
+	// Idle, if not 0, bounds how long the asker may take until its next ask and
+	// until it has taken an answer, on streams that have deadlines.
+	Idle time.Duration
+}
+
+// ServeNamed answers a NamedClient with the pages of store, until the stream
+// ends, which is no error, or ctx does. It reads an ask only when the one
+// before is answered, so an asker costs 350 KiB at most, whatever it sends;
+// how many there are at once is for the caller to bound. What is asked for
+// does not count as use. It panics if rw has neither SetDeadline nor Close.
+func ServeNamed(ctx context.Context, rw io.ReadWriter, store *Store, limits NamedLimits) error {
+	mustInterrupt(rw)
+	stop := context.AfterFunc(ctx, func() { interrupt(rw) })
+	defer stop()
+	s := namedServing{rw: rw, r: bufio.NewReaderSize(rw, 4<<10), store: store, limits: limits}
+	for {
+		if err := s.answer(ctx); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return fmt.Errorf("serve pages by name: %w", err)
+		}
+	}
+}
+
+type namedServing struct {
+	rw       io.ReadWriter
+	r        *bufio.Reader
+	store    *Store
+	limits   NamedLimits
+	ask, out []byte
+}
+
+// answer reads an ask and answers it.
+func (s *namedServing) answer(ctx context.Context) error {
+	if err := s.patience(ctx); err != nil {
+		return err
+	}
+	kind, ask, err := readNamed(s.r, s.ask)
+	if err != nil {
+		return err
+	}
+	s.ask = ask
+	names, err := parseNamedAsk(kind, ask)
+	if err != nil {
+		return err
+	}
+	name := func(i int) Hash { return Hash(ask[32*i:]) }
+	if kind == frameWhichNamed {
+		s.out = appendThere(s.out[:0], names, func(i int) bool { return s.store.Has(name(i)) })
+	} else {
+		s.out = slices.Grow(s.out[:0], headBytes+2+names*(1+PageSize))
+		s.out = appendNamedPages(s.out, names, func(i int, buf []byte) bool { return s.store.peek(name(i), buf) })
+	}
+	for b := s.out; len(b) > 0; {
+		n := min(len(b), bulkChunk)
+		if s.limits.Pace != nil {
+			if err := s.limits.Pace(ctx, n); err != nil {
+				return err
+			}
+		}
+		if err := s.patience(ctx); err != nil {
+			return err
+		}
+		if _, err := s.rw.Write(b[:n]); err != nil {
+			return fmt.Errorf("write answer: %w", err)
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// patience sets the deadline anew. It must not move the one that the end of
+// ctx sets, which comes after ctx has ended.
+func (s *namedServing) patience(ctx context.Context) error {
+	if d, ok := s.rw.(deadliner); ok && s.limits.Idle > 0 {
+		if err := d.SetDeadline(time.Now().Add(s.limits.Idle)); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+type deadliner interface{ SetDeadline(time.Time) error }
+
+// mustInterrupt panics if a stream cannot be interrupted: whoever waits on it
+// could wait for ever.
+func mustInterrupt(rw io.ReadWriter) {
+	switch rw.(type) {
+	case deadliner, io.Closer:
+	default:
+		panic(fmt.Sprintf("pager: %T has neither SetDeadline nor Close", rw))
+	}
+}
