@@ -29,7 +29,7 @@ func sampleImage() image {
 			Pending: []deliverMessage{{Seq: 1, Payload: []byte("m")}},
 		}},
 		Events: 4,
-		Table:  pager.NewTable(32).Append(nil),
+		Layout: pager.Layout{Pages: 32}.Append(nil),
 	}
 }
 

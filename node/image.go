@@ -27,9 +27,9 @@ type image struct {
 	Outbox  []outState     `cbor:"5,keyasint,omitempty"`
 	Events  uint64         `cbor:"6,keyasint,omitempty"`
 	Paused  bool           `cbor:"7,keyasint,omitempty"`
-	// Table is the page table (package pager): which pages are zero, and the
-	// names of those that have one yet.
-	Table []byte `cbor:"8,keyasint"`
+	// Layout is a pager.Layout: how large the memory is, and what of it need
+	// not travel any more.
+	Layout []byte `cbor:"8,keyasint"`
 }
 
 // encode returns the image as it travels: magic, version, CBOR.

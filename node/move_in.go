@@ -45,6 +45,7 @@ type moveIn struct {
 	reserved uint64 // until the worker counts by itself
 	logs     *logRing
 	runner   *runner.Runner // until the worker has it
+	intake   *pager.Intake  // of pages that come before the freeze
 	sink     *pager.Sink
 	filled   int64 // bytes of memory that came before the commit
 	w        *worker
@@ -196,6 +197,9 @@ func (m *moveIn) prepare() {
 	defer cancel()
 	err := m.ready(ctx)
 	if err == nil {
+		if m.intake != nil {
+			m.tasks.Go(func() { m.takeIn(m.intake) })
+		}
 		m.feed(handover.Prepared{
 			Paging: m.n.support.Missing && m.runner.Region().UFFD >= 0, StoreWarm: m.n.storeFor(m.spec.Module) != nil, Meta: m.offer.Config,
 		})
@@ -266,47 +270,75 @@ func (m *moveIn) ready(ctx context.Context) error {
 	if err := r.Clear(ctx); err != nil {
 		return &prepareError{handover.CodeRunner, err}
 	}
+	if m.offer.Strategy.Rounds() {
+		intake, err := m.newIntake(r)
+		if err != nil {
+			return &prepareError{handover.CodeOther, err}
+		}
+		m.mu.Lock()
+		m.intake = intake
+		m.mu.Unlock()
+	}
 	return nil
+}
+
+// takeIn takes pages while the worker still runs elsewhere.
+func (m *moveIn) takeIn(intake *pager.Intake) {
+	ctx, cancel := context.WithCancel(m.ctx)
+	defer cancel()
+	m.tasks.Go(func() { m.reportProgress(ctx, func() uint64 { return intake.BytesIn() }) })
+	d := dialer{m.n, m.from}
+	if err := intake.Run(m.ctx, d.Bulk); err != nil && m.ctx.Err() == nil {
+		// What did not come now comes after the commit.
+		m.n.log.Info("pages did not come ahead", "worker", m.offer.Worker, "error", err)
+	}
 }
 
 // fill fetches all pages before the worker runs.
 func (m *moveIn) fill(table []byte) {
-	size, table, err := parseFrozen(table)
-	if err == nil && size > int64(m.offer.MemoryLimit) {
-		err = fmt.Errorf("a memory of %d bytes, the worker's limit is %d", size, m.offer.MemoryLimit)
-	}
+	layout, err := m.parseLayout(table)
 	if err != nil {
 		m.feed(handover.FillFailed{Reason: err.Error()})
 		return
 	}
-	sink, err := m.newSink(table, size)
+	sink, err := m.newSink(layout, false)
 	if err != nil {
 		m.feed(handover.FillFailed{Reason: err.Error()})
 		return
 	}
 	ctx, cancel := context.WithCancel(m.ctx)
 	defer cancel()
-	m.tasks.Go(func() { m.reportProgress(ctx, sink) })
+	m.tasks.Go(func() { m.reportProgress(ctx, func() uint64 { return sink.Stats().BytesIn }) })
 	if err := sink.Run(ctx, dialer{m.n, m.from}); err != nil {
 		m.feed(handover.FillFailed{Reason: err.Error()})
 		return
 	}
 	m.mu.Lock()
-	m.filled = size
+	m.filled = int64(layout.Pages) * pager.PageSize
 	m.mu.Unlock()
 	m.feed(handover.FilledAll{})
 }
 
-// reportProgress tells the machine that pages are coming, as long as they are.
-func (m *moveIn) reportProgress(ctx context.Context, sink *pager.Sink) {
+// parseLayout decodes the layout of a frozen memory.
+func (m *moveIn) parseLayout(b []byte) (pager.Layout, error) {
+	l, rest, err := pager.ParseLayout(b, int(m.offer.MemoryLimit/pager.PageSize))
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("memory layout: %d bytes too many", len(rest))
+	}
+	return l, err
+}
+
+// reportProgress tells the machine that pages are coming, as long as the bytes
+// received rise.
+func (m *moveIn) reportProgress(ctx context.Context, received func() uint64) {
 	t := time.NewTicker(time.Second)
 	defer t.Stop()
-	missing := sink.Missing()
+	before := received()
 	for {
 		select {
 		case <-t.C:
-			if now := sink.Missing(); now != missing {
-				missing = now
+			if now := received(); now != before {
+				before = now
 				m.feed(handover.Progress{})
 			}
 		case <-ctx.Done():
@@ -341,7 +373,14 @@ func (m *moveIn) continued(a handover.Resume) error {
 		return fmt.Errorf("a memory of %d bytes, of which %d came", size, filled)
 	}
 	if a.Paging {
-		sink, err := m.newSink(img.Table, size)
+		layout, err := m.parseLayout(img.Layout)
+		if err != nil {
+			return err
+		}
+		if int64(layout.Pages)*pager.PageSize != size {
+			return fmt.Errorf("a memory of %d bytes with a layout of %d pages", size, layout.Pages)
+		}
+		sink, err := m.newSink(layout, true)
 		if err != nil {
 			return err
 		}
@@ -355,6 +394,9 @@ func (m *moveIn) continued(a handover.Resume) error {
 	}
 	w := m.n.newWorker(s, a.Epoch, r, m.logs)
 	w.gated, w.draining, w.paused = true, a.Paging, img.Paused
+	if !a.Paging {
+		w.base = m.sink.Table()
+	}
 	w.events, w.memory = img.Events, uint64(size)
 	w.inbox.gate()
 	if err := w.inbox.restore(img.Senders, time.Now()); err != nil {
@@ -417,8 +459,9 @@ func (m *moveIn) drain() {
 	default:
 		// Not on the loop: the worker may be in an event, and as long as it is
 		// draining nobody ends one that takes too long.
+		base := sink.Table()
 		w.mu.Lock()
-		w.draining = false
+		w.draining, w.base = false, base
 		w.mu.Unlock()
 		m.feed(handover.DrainedAll{})
 		_ = w.do(m.ctx, w.shown) // if it has ended, it says so itself
@@ -441,8 +484,11 @@ func (m *moveIn) sendReport() {
 func (m *moveIn) discard() {
 	m.cancel()
 	m.mu.Lock()
-	r, w := m.runner, m.w
+	r, w, intake := m.runner, m.w, m.intake
 	m.mu.Unlock()
+	if intake != nil {
+		intake.Close()
+	}
 	if r != nil {
 		r.Kill()
 	}
@@ -484,6 +530,9 @@ func (m *moveIn) finish(r handover.Result) {
 	m.n.metrics.moves.WithLabelValues("in", r.Outcome.String()).Inc()
 	m.n.log.Info("arrival ended", "worker", m.offer.Worker, "name", m.offer.Name, "from", m.n.nameOf(m.from),
 		"outcome", r.Outcome.String(), "reason", r.Reason)
+	if m.intake != nil {
+		m.intake.Close()
+	}
 	close(m.done)
 	if w := m.worker(); w != nil {
 		m.n.settleEnd(w)

@@ -134,11 +134,7 @@ func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req contr
 			Code: control.CodeConflict, Message: fmt.Sprintf("worker %s is at node %s already", w.Name, n.name()),
 		}
 	}
-	strategy := handover.PostCopy
-	if req.Strategy == control.StrategyStopAndCopy {
-		strategy = handover.StopAndCopy
-	}
-	m, err := n.moveAway(ctx, w, to, strategy, time.Duration(req.TimeoutMs*float64(time.Millisecond)))
+	m, err := n.moveAway(ctx, w, to, n.strategy(req.Strategy), time.Duration(req.TimeoutMs*float64(time.Millisecond)))
 	if err != nil {
 		return control.Migration{}, err
 	}
@@ -162,6 +158,26 @@ func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req contr
 			return control.Migration{}, errors.New("the node is stopping")
 		}
 	}
+}
+
+// strategy returns what a strategy of the control API comes to. Rounds cost the
+// worker little and save it most of the waiting after its resume, so they are
+// left out only where writes are dear to find.
+func (n *Node) strategy(name string) handover.Strategy {
+	switch name {
+	case control.StrategyPostCopy:
+		return handover.PostCopy
+	case control.StrategyStopAndCopy:
+		return handover.StopAndCopy
+	case control.StrategyPreCopy:
+		return handover.PreCopy
+	case control.StrategyHybrid:
+		return handover.Hybrid
+	}
+	if n.support.Tracking() {
+		return handover.Hybrid
+	}
+	return handover.PostCopy
 }
 
 // moveAway begins a move.
@@ -218,7 +234,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 		return nil, errGone
 	}
 	w.move = m
-	m.writes = n.watchWrites(n.ctx, w, int64(m.memory))
+	m.writes = n.watchWrites(n.ctx, w, int64(m.memory), strategy.Rounds())
 	n.startOut(m)
 	return m, nil
 }
@@ -270,6 +286,8 @@ func (m *moveOut) apply(ctx context.Context, as []handover.Action) (finished boo
 			}
 		case handover.Persist:
 			m.n.persist(a, m.feed)
+		case handover.Warm:
+			m.n.tasks.Go(func() { m.warm(ctx) })
 		case handover.Freeze:
 			m.freeze(ctx)
 		case handover.Thaw:
@@ -307,6 +325,50 @@ func (n *Node) persist(p handover.Persist, feed func(handover.Event)) {
 	})
 }
 
+// warmStall is how long rounds may bring nothing before the move goes on
+// without.
+const warmStall = 5 * time.Second
+
+// warm lets pages travel while the worker runs, until that brings little more.
+// The destination has dialled, or is dialling.
+func (m *moveOut) warm(ctx context.Context) {
+	defer m.feed(handover.Warmed{})
+	rounds := m.rounds(ctx)
+	if rounds == nil {
+		return
+	}
+	tick := time.NewTicker(warmStall)
+	defer tick.Stop()
+	for before := rounds.Stats().Bytes; ; {
+		select {
+		case <-rounds.Settled():
+			return
+		case <-tick.C:
+			now := rounds.Stats().Bytes
+			if now == before {
+				m.n.log.Info("pages do not travel ahead", "worker", m.w.ID, "to", m.toName)
+				return
+			}
+			before = now
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// rounds returns what sends pages while the worker runs; nil if nothing does.
+func (m *moveOut) rounds(ctx context.Context) *pager.Rounds {
+	if m.writes == nil {
+		return nil
+	}
+	select {
+	case <-m.writes.began:
+		return m.writes.rounds
+	case <-ctx.Done():
+		return nil
+	}
+}
+
 // freeze stops the worker and makes its image, ready to be served.
 func (m *moveOut) freeze(ctx context.Context) {
 	ctx, m.cancelFreeze = context.WithCancel(ctx)
@@ -331,20 +393,23 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	m.frozen = at
 	m.mu.Unlock()
 	size := int64(img.State.Pages) * wasmPage
-	zero, recent, err := m.writes.frozen(m.n, size)
+	frozen, err := m.writes.frozen(size)
 	if err != nil {
 		return nil, nil, err
 	}
-	pages, tbl, err := m.n.frozenPages(m.w, m.epoch, size, zero, recent)
+	pages, err := m.n.frozenPages(m.w, m.epoch, frozen)
 	if err != nil {
 		return nil, nil, err
 	}
 	m.mu.Lock()
 	m.pages, m.memory = pages, uint64(size)
 	m.mu.Unlock()
-	img.Table = tbl
+	if frozen.ahead != nil {
+		m.writes.rounds.Continue(pages)
+	}
+	img.Layout = frozen.layout.Append(nil)
 	head, err = img.encode()
-	return head, appendFrozen(size, tbl), err
+	return head, img.Layout, err
 }
 
 func (m *moveOut) thaw(ctx context.Context, epoch uint64) {
@@ -475,7 +540,9 @@ func (m *moveOut) phaseLocked() string {
 	switch m.at {
 	case handover.SourceNew, handover.SourceOffering:
 		return control.PhasePrepare
-	case handover.SourceWarming, handover.SourceRecording, handover.SourceFreezing:
+	case handover.SourceWarming:
+		return control.PhaseWarm
+	case handover.SourceRecording, handover.SourceFreezing:
 		return control.PhaseFreeze
 	case handover.SourceFilling:
 		return control.PhaseCopy
@@ -500,12 +567,20 @@ func (m *moveOut) progress() control.Progress {
 	return p
 }
 
-// sentLocked counts the pages sent so far.
+// sentLocked counts the pages sent so far, before the freeze and after it.
 func (m *moveOut) sentLocked() pager.SourceStats {
-	if m.pages == nil {
-		return pager.SourceStats{}
+	var st pager.SourceStats
+	if m.pages != nil {
+		st = m.pages.Stats()
 	}
-	return m.pages.Stats()
+	if m.writes != nil {
+		ahead := m.writes.sent()
+		st.Pages = max(st.Pages, ahead.Pages)
+		st.BulkPages += ahead.Sent
+		st.HeldPages += ahead.Held
+		st.Bytes += ahead.Bytes
+	}
+	return st
 }
 
 func (m *moveOut) blackoutLocked() time.Duration {
@@ -603,13 +678,18 @@ func (n *Node) left(m *moveOut, epoch uint64) {
 	m.w.movedTo(m.to, epoch)
 	n.tasks.Go(func() {
 		// Its pages stay, as far as there is room: it may come back.
-		if _, err := m.pages.Keep(n.ctx, n.store); err != nil {
-			n.log.Debug("pages not kept", "worker", m.w.ID, "error", err)
+		table, err := m.pages.Keep(n.ctx, n.store)
+		if err == nil {
+			err = n.bases.Put(m.spec.ID, table)
+		}
+		if err != nil {
+			n.log.Info("pages not kept for a return", "worker", m.w.ID, "error", err)
 		}
 		n.mu.Lock()
 		n.kept[m.spec.Module] = true
 		n.mu.Unlock()
 		m.closePages()
+		m.writes.close(n)
 		m.w.memoryIn.release()
 	})
 	m.w.remark("worker moved to node %s", m.toName)

@@ -58,6 +58,7 @@ type Config struct {
 	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
 	Move         handover.Params // waits of a move
 	PushRate     int64           // bytes a second that a move may push; 0 is no limit
+	PageCache    int64           // bytes on disk for pages of workers that were here [512 MiB]; below 0 none
 
 	Exe     string // the meshnode binary, run again as the runner [this one]
 	Version control.Version
@@ -95,6 +96,7 @@ type Node struct {
 	metrics *metrics
 	server  *control.Server
 	store   *pager.Store
+	bases   *pager.Bases // page tables of workers that have left
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 
@@ -153,7 +155,6 @@ func New(cfg Config) (n *Node, err error) {
 		cfg: cfg, log: cfg.Log, started: time.Now(), support: pager.Probe(),
 		incarnation: handover.NewIncarnation(),
 		modules:     modules{dir: filepath.Join(cfg.StateDir, "modules")},
-		store:       pager.NewStore(storeBytes()),
 		workers:     make(map[string]*worker),
 		ended:       make(map[string]*worker),
 		outgoing:    make(map[handover.MoveID]*moveOut),
@@ -170,6 +171,9 @@ func New(cfg Config) (n *Node, err error) {
 		return nil, err
 	}
 	if err := os.MkdirAll(n.modules.dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := n.openPages(); err != nil {
 		return nil, err
 	}
 	if err := n.found(); err != nil {
@@ -244,6 +248,7 @@ func (n *Node) Close() error {
 	if n.mesh != nil {
 		errs = append(errs, n.mesh.Close())
 	}
+	errs = append(errs, n.closePages())
 	if n.lock != nil {
 		errs = append(errs, n.lock.Close())
 	}
@@ -320,7 +325,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.endWorkers()
 	n.tasks.Wait()
 	stopMesh()
-	err = errors.Join(err, <-meshed, n.journal.Close(), n.lock.Close())
+	err = errors.Join(err, <-meshed, n.journal.Close(), n.closePages(), n.lock.Close())
 	switch {
 	case errors.Is(cause, ErrRestart):
 		return ErrRestart

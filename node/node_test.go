@@ -219,8 +219,8 @@ func TestMove(t *testing.T) {
 	nodes[0].run(t, path, control.RunRequest{Name: "counter"})
 	want := 0
 	for hop, strategy := range []string{
-		control.StrategyPostCopy, control.StrategyStopAndCopy, control.StrategyPostCopy, control.StrategyPostCopy,
-		control.StrategyStopAndCopy, control.StrategyPostCopy,
+		control.StrategyPostCopy, control.StrategyStopAndCopy, control.StrategyHybrid, control.StrategyPreCopy,
+		control.StrategyAuto, control.StrategyAuto, control.StrategyPostCopy,
 	} {
 		from, to := nodes[hop%3], nodes[(hop+1)%3]
 		waitFor(t, "the worker's name", func() bool {

@@ -1,10 +1,12 @@
 package node
 
 import (
+	"cmp"
 	"context"
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"meshnode/mesh"
@@ -25,6 +27,8 @@ const (
 	// kept, so that one that comes back finds it; a small machine keeps a
 	// sixteenth of its memory at most.
 	maxStoreBytes = 256 << 20
+	// defaultPageCache is how much of it is kept on disk.
+	defaultPageCache = 512 << 20
 )
 
 // storeBytes returns how much memory the store of pages may take.
@@ -35,43 +39,56 @@ func storeBytes() int64 {
 	return maxStoreBytes / 4
 }
 
-// frozenPages makes what serves a frozen worker's pages, and its page table as
-// it travels. The names of pages are computed as they are sent, not now: now
-// the worker stands still.
-func (n *Node) frozenPages(w *worker, epoch uint64, size int64, zero, recent []pager.Run) (*pager.Source, []byte, error) {
+// openPages opens the store of pages, and what tells of which memories they
+// were.
+func (n *Node) openPages() (err error) {
+	cfg := pager.StoreConfig{Memory: storeBytes(), Log: n.log}
+	if n.cfg.PageCache >= 0 {
+		cfg.Dir = filepath.Join(n.cfg.StateDir, "pages")
+		cfg.Disk = cmp.Or(n.cfg.PageCache, defaultPageCache)
+	}
+	if n.store, err = pager.OpenStore(cfg); err != nil {
+		return err
+	}
+	n.bases, err = pager.OpenBases(pager.BasesConfig{Dir: cfg.Dir})
+	return err
+}
+
+func (n *Node) closePages() error {
+	var errs []error
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	if n.bases != nil {
+		errs = append(errs, n.bases.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// pushRate is the most that a move may push, in bytes a second; 0 is no limit.
+func (n *Node) pushRate() int64 { return n.cfg.PushRate }
+
+// frozenPages makes what serves a frozen worker's pages. The names of pages are
+// computed as they are sent, not now: now the worker stands still.
+func (n *Node) frozenPages(w *worker, epoch uint64, f frozenMemory) (*pager.Source, error) {
 	r := w.runner.Region()
-	t := pager.NewTable(int(size / pager.PageSize))
-	for _, run := range zero {
+	cfg := pager.SourceConfig{
+		Worker: w.ID, Epoch: epoch, Memory: r.Data[:f.layout.Pages*pager.PageSize],
+		Ahead: f.ahead, Rate: n.pushRate, Log: n.log,
+	}
+	if f.ahead == nil {
+		cfg.Table = zeroTable(f.layout)
+	}
+	return pager.NewSource(cfg)
+}
+
+// zeroTable is what a layout says of a memory of which nothing else is known.
+func zeroTable(l pager.Layout) *pager.Table {
+	t := pager.NewTable(l.Pages)
+	for _, run := range l.Zero {
 		t.Set(run, pager.Zero)
 	}
-	s, err := pager.NewSource(pager.SourceConfig{
-		Worker: w.ID, Epoch: epoch, Memory: r.Data[:size], Table: t, Recent: recent, Log: n.log,
-		Rate: func() int64 { return n.cfg.PushRate },
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	return s, t.Append(nil), nil
-}
-
-// appendFrozen and parseFrozen put a frozen memory's size before its page table,
-// for FROZEN: the memory may have grown since the offer.
-//
-//	size   uint64  // bytes, big endian
-//	table  ...     // package pager
-func appendFrozen(size int64, table []byte) []byte {
-	return append(binary.BigEndian.AppendUint64(nil, uint64(size)), table...)
-}
-
-func parseFrozen(b []byte) (size int64, table []byte, err error) {
-	if len(b) < 8 {
-		return 0, nil, fmt.Errorf("page table of %d bytes", len(b))
-	}
-	n := binary.BigEndian.Uint64(b)
-	if n > runner.MaxMemory || n%wasmPage != 0 {
-		return 0, nil, fmt.Errorf("page table of a memory of %d bytes", n)
-	}
-	return int64(n), b[8:], nil
+	return t
 }
 
 // servePages answers a destination that fetches pages, on either stream.
@@ -81,14 +98,28 @@ func (n *Node) servePages(ctx context.Context, s *mesh.Stream) {
 		n.log.Debug("page stream without a hello", "peer", s.Peer(), "error", err)
 		return
 	}
-	var src *pager.Source
+	var move *moveOut
 	n.mu.Lock()
 	for _, m := range n.outgoing {
 		if m.spec.ID == hello.Worker && m.to == s.Peer() {
-			src = m.serving()
+			move = m
 		}
 	}
 	n.mu.Unlock()
+	var src interface {
+		Serve(ctx context.Context, hello pager.Hello, rw io.ReadWriter) error
+	}
+	switch {
+	case move == nil:
+	case hello.Rounds:
+		if r := move.rounds(ctx); r != nil {
+			src = r
+		}
+	default:
+		if p := move.serving(); p != nil {
+			src = p
+		}
+	}
 	if src == nil {
 		err := pager.Refuse(s, pager.CodeGone, fmt.Sprintf("node %s does not hold the worker's memory (any more)", n.name()))
 		n.log.Info("page stream refused", "worker", hello.Worker, "peer", s.Peer(), "error", err)
@@ -110,25 +141,42 @@ func (n *Node) storeFor(module pager.Hash) *pager.Store {
 	return n.store
 }
 
-// newSink makes what takes a worker's pages.
-func (m *moveIn) newSink(table []byte, size int64) (*pager.Sink, error) {
-	t, rest, err := pager.ParseTable(table, int(size/pager.PageSize))
-	if err != nil {
-		return nil, fmt.Errorf("page table: %w", err)
+// newIntake makes what takes a worker's pages while it still runs elsewhere.
+func (m *moveIn) newIntake(r *runner.Runner) (*pager.Intake, error) {
+	region := r.Region()
+	region.Data = region.Data[:m.offer.MemoryLimit]
+	cfg := pager.IntakeConfig{
+		Worker: m.offer.Worker, Epoch: m.offer.Epoch, Region: region, Store: m.n.store, Log: m.n.log,
 	}
-	if len(rest) > 0 {
-		return nil, fmt.Errorf("page table: %d bytes too many", len(rest))
+	if base, ok := m.n.bases.Get(m.offer.Worker); ok {
+		cfg.Base = base
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.sink, err = pager.NewSink(pager.SinkConfig{
-		Worker: m.offer.Worker, Epoch: m.offer.Epoch, Region: m.runner.Region(), Size: size,
-		Table: t, Store: m.n.storeFor(m.spec.Module), Log: m.n.log,
+	return pager.NewIntake(cfg)
+}
+
+// newSink makes what takes a frozen worker's pages. With arm the worker is to
+// run meanwhile.
+func (m *moveIn) newSink(l pager.Layout, arm bool) (*pager.Sink, error) {
+	cfg := pager.SinkConfig{
+		Store: m.n.storeFor(m.spec.Module),
 		// The machine decides when a path has been broken for too long; this
 		// is for one that breaks only for pages.
 		PathLimit: 2 * m.n.cfg.DrainTimeout,
 		OnFault:   func(d time.Duration) { m.n.metrics.fault.Observe(d.Seconds()) },
-	})
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var err error
+	if m.intake != nil {
+		m.sink, err = m.intake.Commit(l, arm, cfg)
+		return m.sink, err
+	}
+	if len(l.Held) > 0 {
+		return nil, errors.New("pages are said to be held, and none was sent")
+	}
+	cfg.Worker, cfg.Epoch, cfg.Region, cfg.Log = m.offer.Worker, m.offer.Epoch, m.runner.Region(), m.n.log
+	cfg.Size, cfg.Table = int64(l.Pages)*pager.PageSize, zeroTable(l)
+	m.sink, err = pager.NewSink(cfg)
 	return m.sink, err
 }
 

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"meshnode/pager"
@@ -12,34 +13,48 @@ import (
 const trackInterval = 20 * time.Millisecond
 
 // A writeLog watches a worker's memory between the offer of a move and the
-// freeze: what it writes, so that the pages written last are pushed first,
-// since it will touch them next; and which pages were never written, so that
+// freeze: what it writes, so that its pages can travel while it runs and those
+// written last are pushed first; and which pages were never written, so that
 // only those have to be looked at again while the worker stands still.
 type writeLog struct {
 	w     *worker
-	pages int
+	size  int64 // of the memory at the beginning, in bytes
 	stop  context.CancelFunc
+	began chan struct{}
 	ended chan struct{}
 
-	// Owned by the goroutine until ended is closed.
-	tracker *pager.Tracker // nil where writes cannot be tracked cheaply
-	recency *pager.Recency
+	// Set once began is closed. tracker and rounds are nil where writes cannot
+	// be tracked, or not cheaply.
+	tracker *pager.Tracker
+	rounds  *pager.Rounds
 	zero    []pager.Run // holes at the beginning; nil if not known
 }
 
-// watchWrites starts to watch w, whose memory is size bytes now.
-func (n *Node) watchWrites(ctx context.Context, w *worker, size int64) *writeLog {
+// watchWrites starts to watch w, whose memory is size bytes now. With dear,
+// writes are found by comparing hashes where the kernel cannot tell.
+func (n *Node) watchWrites(ctx context.Context, w *worker, size int64, dear bool) *writeLog {
 	ctx, cancel := context.WithCancel(ctx)
-	l := &writeLog{w: w, pages: int(size / pager.PageSize), stop: cancel, ended: make(chan struct{})}
+	l := &writeLog{w: w, size: size, stop: cancel, began: make(chan struct{}), ended: make(chan struct{})}
 	n.tasks.Go(func() {
 		defer close(l.ended)
-		l.begin(n, size)
+		err := l.begin(n, dear)
+		if err != nil {
+			n.log.Warn("writes not tracked", "worker", w.ID, "error", err)
+		}
+		close(l.began)
+		if l.rounds == nil {
+			return
+		}
 		tick := time.NewTicker(trackInterval)
 		defer tick.Stop()
-		for l.scan(n) {
+		for {
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
+				return
+			}
+			if err := l.rounds.Scan(); err != nil {
+				n.log.Warn("writes not tracked", "worker", w.ID, "error", err)
 				return
 			}
 		}
@@ -47,72 +62,92 @@ func (n *Node) watchWrites(ctx context.Context, w *worker, size int64) *writeLog
 	return l
 }
 
-func (l *writeLog) begin(n *Node, size int64) {
+func (l *writeLog) begin(n *Node, dear bool) error {
 	r := l.w.runner.Region()
 	if r.File != nil {
 		var err error
-		if l.zero, err = pager.ZeroRuns(r.File, size); err != nil {
-			n.log.Warn("holes not found", "worker", l.w.ID, "error", err)
+		if l.zero, err = pager.ZeroRuns(r.File, l.size); err != nil {
+			return fmt.Errorf("find holes: %w", err)
 		}
 	}
-	if !n.support.Tracking() {
-		return // hashing all of a running worker's memory costs more than it brings
+	if !n.support.Tracking() && !dear {
+		return nil // hashing all of a running worker's memory costs more than it brings
 	}
-	t, err := pager.NewTracker(pager.TrackerConfig{Region: r, Size: size, Log: n.log})
+	t, err := pager.NewTracker(pager.TrackerConfig{Region: r, Size: l.size, Log: n.log})
 	if err == nil {
 		err = t.Start()
 	}
 	if err != nil {
-		n.log.Warn("writes not tracked", "worker", l.w.ID, "error", err)
-		return
+		return err
 	}
-	if t.Method() == "hashes" {
-		_ = t.Stop() // too dear, as above
-		return
+	if t.Method() == "hashes" && !dear {
+		return t.Stop()
 	}
-	l.tracker, l.recency = t, pager.NewRecency(l.pages)
+	l.tracker = t
+	l.rounds, err = pager.NewRounds(pager.RoundsConfig{
+		Worker: l.w.ID, Epoch: l.w.epochNow(), Memory: r.Data[:l.w.MemoryLimit], Size: l.w.memoryNow,
+		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), Rate: n.pushRate, Log: n.log,
+	})
+	return err
 }
 
-func (l *writeLog) scan(n *Node) bool {
-	if l.tracker == nil {
-		return false
-	}
-	written, err := l.tracker.Scan(nil)
-	if err != nil {
-		n.log.Warn("writes not tracked", "worker", l.w.ID, "error", err)
-		return false
-	}
-	l.recency.Note(written)
-	return true
+// A frozenMemory is what is known of a memory that no longer changes.
+type frozenMemory struct {
+	layout pager.Layout
+	ahead  *pager.Ahead // nil where writes were not tracked
 }
 
 // frozen is called once, when the worker stands still with that much memory.
-// It returns the pages that were never written, and those that were, latest
-// first. Tracking goes on: to end it takes milliseconds, and is for close.
-func (l *writeLog) frozen(n *Node, size int64) (zero, recent []pager.Run, err error) {
+// Tracking goes on: to end it takes milliseconds, and is for close.
+func (l *writeLog) frozen(size int64) (f frozenMemory, err error) {
 	l.stop()
 	<-l.ended
-	if l.scan(n) {
-		recent = l.recency.Order()
-	}
-	file := l.w.runner.Region().File
-	switch {
+	pages := int(size / pager.PageSize)
+	f.layout.Pages = pages
+	switch file := l.w.runner.Region().File; {
 	case file == nil:
-		return nil, recent, nil
 	case l.zero == nil:
-		zero, err = pager.ZeroRuns(file, size)
-		return zero, recent, err
+		f.layout.Zero, err = pager.ZeroRuns(file, size)
+	default:
+		// What held data then holds data now.
+		was := int(l.size / pager.PageSize)
+		grown := pager.Run{First: pager.PageNum(was), Count: uint32(pages - was)}
+		f.layout.Zero, err = pager.ZeroRunsWithin(file, pager.NormalizeRuns(append(l.zero, grown)))
 	}
-	// What held data then holds data now.
-	grown := pager.Run{First: pager.PageNum(l.pages), Count: uint32(int(size/pager.PageSize) - l.pages)}
-	zero, err = pager.ZeroRunsWithin(file, pager.NormalizeRuns(append(l.zero, grown)))
-	return zero, recent, err
+	if err != nil || l.rounds == nil {
+		return f, err
+	}
+	if f.ahead, err = l.rounds.Freeze(pages, f.layout.Zero); err != nil {
+		return f, err
+	}
+	f.layout = f.ahead.Layout
+	return f, nil
 }
 
-// close ends tracking, for a worker that stays.
+// sent says what travelled while the worker ran.
+func (l *writeLog) sent() pager.RoundsStats {
+	if !l.ready() || l.rounds == nil {
+		return pager.RoundsStats{}
+	}
+	return l.rounds.Stats()
+}
+
+func (l *writeLog) ready() bool {
+	select {
+	case <-l.began:
+		return true
+	default:
+		return false
+	}
+}
+
+// close ends tracking, for a worker that stays, and the rounds.
 func (l *writeLog) close(n *Node) {
 	l.stop()
 	<-l.ended
+	if l.rounds != nil {
+		l.rounds.Close()
+	}
 	if l.tracker == nil {
 		return
 	}

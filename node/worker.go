@@ -68,6 +68,9 @@ type worker struct {
 	// draining is set while pages are still to come. An event may then wait
 	// for the network for as long as the drain is allowed to take.
 	draining bool
+	// base is what the memory was when the worker came here, every page named;
+	// nil if it was made here, or all of it is not here yet.
+	base *pager.Table
 }
 
 // newWorker makes a worker around a runner. It runs once start is called.
@@ -231,6 +234,20 @@ func (w *worker) isGated() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.gated
+}
+
+// memoryNow is how much linear memory the worker had after its last event, in
+// bytes.
+func (w *worker) memoryNow() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return int64(w.memory)
+}
+
+func (w *worker) baseNow() *pager.Table {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.base
 }
 
 func (w *worker) isDraining() bool {

@@ -76,6 +76,9 @@ func NewIntake(cfg IntakeConfig) (*Intake, error) {
 	}, nil
 }
 
+// BytesIn is what has come so far, frames included.
+func (t *Intake) BytesIn() uint64 { return t.in.Load() }
+
 // An intakeLink is the stream to the Rounds, and later to the Source.
 type intakeLink struct {
 	io.ReadWriteCloser

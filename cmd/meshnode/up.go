@@ -27,6 +27,7 @@ func (a *app) upCommand() *cobra.Command {
 		tokenFile    string
 		cacheDir     string
 		pushRate     sizeValue
+		pageCache    = sizeValue{bytes: 512 << 20, max: 1 << 40}
 		interpreter  bool
 		tier         enumValue
 		level        = enumValue{value: "info"}
@@ -69,8 +70,12 @@ node that lets others in; --join enrols it in an existing mesh instead.
 				EventTimeout: eventTimeout.d,
 				DrainTimeout: drainTimeout.d,
 				PushRate:     int64(min(pushRate.bytes, math.MaxInt64)),
+				PageCache:    int64(pageCache.bytes),
 				Version:      control.BuildVersion(),
 				Log:          log,
+			}
+			if cfg.PageCache == 0 {
+				cfg.PageCache = -1
 			}
 			if tier.value != "" {
 				t, err := mesh.ParseTier(tier.value)
@@ -103,6 +108,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.Var(&eventTimeout, "event-timeout", "how long a worker may take over one event before it is stopped")
 	f.Var(&drainTimeout, "drain-timeout", "how long a worker waits for memory still at a node that cannot be reached")
 	f.Var(&pushRate, "push-rate", "the most memory a second that a move may push, as 10MiB; what a worker waits for is not held back (default: no limit)")
+	f.Var(&pageCache, "page-cache", "how much disk the memory of workers that were here may take, so that they return with less; 0B is none")
 	f.BoolVar(&interpreter, "interpreter", false, "run WebAssembly without compiling it")
 	enumFlag(cmd, &tier, "tier", "", "what this node is when it founds a mesh; one that joins has its token's (default cloud)", control.Tiers)
 	enumFlag(cmd, &level, "log-level", "", "the least that is logged", []string{"debug", "info", "warn", "error"})

@@ -227,8 +227,9 @@ const (
 const (
 	PhaseOffer   = "offer"
 	PhasePrepare = "prepare" // the destination fetches, compiles, starts a runner
+	PhaseWarm    = "warm"    // memory travels while the worker runs
 	PhaseFreeze  = "freeze"
-	PhaseCopy    = "copy" // stop-and-copy only: all memory, inside the blackout
+	PhaseCopy    = "copy" // where memory travels while the worker stands still
 	PhaseCommit  = "commit"
 	PhaseDrain   = "drain" // runs at the destination, memory follows
 	PhaseDone    = "done"
@@ -236,12 +237,15 @@ const (
 
 // Strategies of a move.
 const (
+	StrategyAuto        = "auto" // the best of the others
 	StrategyPostCopy    = "post-copy"
 	StrategyStopAndCopy = "stop-and-copy"
+	StrategyPreCopy     = "pre-copy"
+	StrategyHybrid      = "hybrid"
 )
 
 // Strategies lists what MigrateRequest.Strategy accepts, the default first.
-var Strategies = []string{StrategyPostCopy, StrategyStopAndCopy}
+var Strategies = []string{StrategyAuto, StrategyHybrid, StrategyPostCopy, StrategyPreCopy, StrategyStopAndCopy}
 
 // Tiers lists the tiers a node can have.
 var Tiers = []string{"device", "edge", "cloud"}
