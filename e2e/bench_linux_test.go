@@ -157,11 +157,15 @@ func BenchmarkMove(b *testing.B) {
 				}
 			}
 			post, stop := moves[control.StrategyPostCopy], moves[control.StrategyStopAndCopy]
-			b.ReportMetric(post.BlackoutMs, "ms-blackout")
 			b.ReportMetric(stop.BlackoutMs, "ms-blackout-stop-and-copy")
 			b.ReportMetric(stop.BlackoutMs/post.BlackoutMs, "blackout-ratio")
-			b.ReportMetric(post.TotalMs, "ms-total")
-			b.ReportMetric(float64(post.BytesOnWire)/float64(post.MemoryBytes), "wire/memory")
+			for _, strategy := range []string{control.StrategyPostCopy, control.StrategyHybrid} {
+				m := moves[strategy]
+				b.ReportMetric(m.BlackoutMs, "ms-blackout-"+strategy)
+				b.ReportMetric(m.TotalMs, "ms-total-"+strategy)
+				b.ReportMetric(float64(m.BytesOnWire)/float64(m.MemoryBytes), "wire/memory-"+strategy)
+				b.ReportMetric(float64(m.PagesDemanded), "demanded-"+strategy)
+			}
 			b.ReportMetric(0, "ns/op")
 		})
 	}

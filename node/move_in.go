@@ -369,6 +369,7 @@ func (m *moveIn) continued(a handover.Resume) error {
 		return errors.New("the image is not of the worker that was offered")
 	}
 	size := int64(img.State.Pages) * wasmPage
+	begun := time.Now()
 	if !a.Paging && size != filled {
 		return fmt.Errorf("a memory of %d bytes, of which %d came", size, filled)
 	}
@@ -389,9 +390,11 @@ func (m *moveIn) continued(a handover.Resume) error {
 			return err
 		}
 	}
+	armed := time.Now()
 	if err := r.Restore(m.ctx, img.State); err != nil {
 		return err
 	}
+	m.n.log.Debug("worker restored", "worker", s.ID, "memory", armed.Sub(begun), "state", time.Since(armed))
 	w := m.n.newWorker(s, a.Epoch, r, m.logs)
 	w.gated, w.draining, w.paused = true, a.Paging, img.Paused
 	if !a.Paging {

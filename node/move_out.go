@@ -393,6 +393,7 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	m.frozen = at
 	m.mu.Unlock()
 	size := int64(img.State.Pages) * wasmPage
+	imaged := time.Now()
 	frozen, err := m.writes.frozen(size)
 	if err != nil {
 		return nil, nil, err
@@ -409,6 +410,8 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	}
 	img.Layout = frozen.layout.Append(nil)
 	head, err = img.encode()
+	m.n.log.Debug("worker frozen", "worker", m.w.ID, "image", imaged.Sub(at), "pages", time.Since(imaged), "head", len(head),
+		"held", pager.CountPages(frozen.layout.Held), "runs", len(frozen.layout.Held))
 	return head, img.Layout, err
 }
 
