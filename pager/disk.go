@@ -30,9 +30,11 @@ type diskTier struct {
 	lock   *os.File
 	slab   diskFile
 	index  diskFile
+	// loaded is closed when pages tells what is in the files.
+	loaded chan struct{}
 
 	mu      sync.Mutex
-	pages   *diskIndex
+	pages   *diskIndex // empty until loaded
 	closed  bool
 	touched bool // the order of use differs from that on disk
 	// spoiled lists slots that have no page, but a record on disk.
@@ -89,7 +91,6 @@ func openDisk(cfg StoreConfig, memory *Store, wrap func(string, diskFile) diskFi
 			closeFiles(lock)
 		}
 	}()
-	start := time.Now()
 	slots := slotsFor(cfg.Disk)
 	slab, index, fresh, err := openFiles(cfg.Dir, slots)
 	if err != nil {
@@ -101,37 +102,50 @@ func openDisk(cfg StoreConfig, memory *Store, wrap func(string, diskFile) diskFi
 	}
 	d = &diskTier{
 		log: log, memory: memory, slots: uint32(slots), lock: lock, slab: slab, index: index,
-		batch: min(batchPages, int(slots)/batchShare),
-		pages: newDiskIndex(int(slots)),
-		wake:  make(chan struct{}, 1),
-		stop:  make(chan struct{}),
-		done:  make(chan struct{}),
-	}
-	if err := d.load(slab, index); err != nil {
-		closeFiles(slab, index)
-		return nil, err
+		batch:  min(batchPages, int(slots)/batchShare),
+		loaded: make(chan struct{}),
+		pages:  newDiskIndex(0),
+		wake:   make(chan struct{}, 1),
+		stop:   make(chan struct{}),
+		done:   make(chan struct{}),
 	}
 	if wrap != nil {
 		d.slab, d.index = wrap(slabFile, slab), wrap(indexFile, index)
 	}
-	d.writer.buf = make([]byte, d.batch*PageSize)
-	log.Debug("disk cache open", "pages", d.pages.count, "limit", slots, "took", time.Since(start))
+	// Slots past the end of the slab have no page, whatever the index says.
+	info, err := slab.Stat()
+	if err != nil {
+		closeFiles(slab, index)
+		return nil, err
+	}
+	go d.run(uint32(max(info.Size()-diskHead, 0) / PageSize))
 	return d, nil
 }
 
-func (d *diskTier) load(slab, index *os.File) error {
-	info, err := slab.Stat()
-	if err != nil {
-		return err
-	}
-	pages := uint32(max(info.Size()-diskHead, 0) / PageSize)
-	records := io.NewSectionReader(index, diskHead, int64(d.slots)*recordBytes)
+// run is the tier's goroutine. It finds out first what is in the files: for
+// 1 GiB of pages that takes a tenth of a second, more where the index has to
+// come from a slow disk, and nobody else should have to wait for it.
+func (d *diskTier) run(slabPages uint32) {
+	defer close(d.done)
+	start := time.Now()
+	pages := newDiskIndex(int(d.slots))
 	w := &d.writer
-	w.top, w.free, w.stamp, err = loadIndex(records, d.pages, d.slots, pages)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", index.Name(), err)
+	var err error
+	w.top, w.free, w.stamp, err = loadIndex(io.NewSectionReader(d.index, diskHead, int64(d.slots)*recordBytes), pages, d.slots, slabPages)
+	if err == nil {
+		d.mu.Lock()
+		d.pages = pages
+		d.mu.Unlock()
+		d.log.Debug("disk cache loaded", "pages", pages.count, "limit", d.slots, "took", time.Since(start))
 	}
-	return nil
+	close(d.loaded)
+	if err != nil {
+		// What is there cannot be told from what is free.
+		d.log.Warn("disk cache cannot be read, and is not used until the next start", "error", err)
+		<-d.stop
+		return
+	}
+	d.write()
 }
 
 func (d *diskTier) notify() {
@@ -141,14 +155,18 @@ func (d *diskTier) notify() {
 	}
 }
 
+// has reports whether a page is there, as far as the index knows.
 func (d *diskTier) has(h Hash) bool {
+	<-d.loaded
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	_, ok := d.pages.find(&h)
 	return ok
 }
 
-// touch notes that a page was used, and reports whether it is there.
+// touch notes that a page was used, and reports whether it is there. It never
+// waits, and knows of none before the index is loaded: such a page waits to be
+// written like a new one, and the writer finds that it need not be.
 func (d *diskTier) touch(h Hash) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -162,6 +180,7 @@ func (d *diskTier) touch(h Hash) bool {
 
 // read copies a page to buf and checks it. use says that this counts as use.
 func (d *diskTier) read(h Hash, buf []byte, use bool) bool {
+	<-d.loaded
 	d.mu.Lock()
 	slot, ok := d.pages.find(&h)
 	if !ok || d.closed {

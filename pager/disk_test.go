@@ -36,6 +36,9 @@ func openTestStore(t testing.TB, cfg StoreConfig, wrap func(string, diskFile) di
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closeStore(t, s) })
+	if s.disk != nil {
+		<-s.disk.loaded
+	}
 	return s
 }
 
@@ -65,6 +68,7 @@ func slogTo(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, n
 // onDisk lists what the disk tier holds, used longest ago first.
 func onDisk(s *Store) (names []Hash) {
 	d := s.disk
+	<-d.loaded
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for slot, ok := d.pages.oldest(); ok; slot, ok = d.pages.newer(slot) {
@@ -95,8 +99,8 @@ func TestDiskStore(t *testing.T) {
 	r := testRand(t)
 	cfg := testStoreConfig(t, filepath.Join(t.TempDir(), "made", "here"))
 	cfg.Memory = leastTier
-	pages := map[Hash][]byte{}
-	var names []Hash
+	names := []Hash{ZeroHash}
+	pages := map[Hash][]byte{ZeroHash: make([]byte, PageSize)}
 	buf := make([]byte, PageSize)
 	hits := uint64(0)
 	for round := range 6 {
@@ -205,17 +209,95 @@ func TestDiskSlow(t *testing.T) {
 	}
 }
 
+// A hookedFile calls write before it writes and read before it reads; either
+// may be nil, and what they return is returned.
 type hookedFile struct {
 	diskFile
 	write func(b []byte, at int64) error
+	read  func() error
+}
+
+func (f *hookedFile) ReadAt(b []byte, at int64) (int, error) {
+	if f.read != nil {
+		if err := f.read(); err != nil {
+			return 0, err
+		}
+	}
+	return f.diskFile.ReadAt(b, at)
 }
 
 func (f *hookedFile) WriteAt(b []byte, at int64) (int, error) {
+	if f.write == nil {
+		return f.diskFile.WriteAt(b, at)
+	}
 	if err := f.write(b, at); err != nil {
 		n, _ := f.diskFile.WriteAt(b[:len(b)/2], at) // as much as there was room for
 		return n, err
 	}
 	return f.diskFile.WriteAt(b, at)
+}
+
+// While the index is being read pages can be put, and wait; Has and Fetch wait
+// for it.
+func TestDiskLoading(t *testing.T) {
+	cfg := testStoreConfig(t, t.TempDir())
+	s := openTestStore(t, cfg, nil)
+	old := s.Put(numbered(1))
+	waitFor(t, "the writer", written(s))
+	closeStore(t, s)
+
+	release := make(chan struct{})
+	var reads atomic.Int64
+	s, err := openStore(cfg, func(name string, f diskFile) diskFile {
+		return &hookedFile{diskFile: f, read: func() error {
+			if name == indexFile {
+				<-release
+				reads.Add(1)
+			}
+			return nil
+		}}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	buf := make([]byte, PageSize)
+	s.Put(numbered(1)) // is there already
+	if st := s.Stats(); !s.Get(old, buf) || st.Disk.Pages != 0 || st.Disk.Waiting != 1 {
+		t.Errorf("before the index is read: %+v", st)
+	}
+	found := make(chan bool)
+	go func() { found <- s.Has(HashPage(numbered(2))) }()
+	close(release)
+	if <-found || reads.Load() == 0 {
+		t.Error("did not wait for the index, or found what is not there")
+	}
+	waitFor(t, "the writer", written(s))
+	if st := s.Stats().Disk; st.Pages != 1 || st.Written != 0 {
+		t.Errorf("a page was written twice: %+v", st)
+	}
+}
+
+// An index that cannot be read is left as it is, and nothing is written.
+func TestDiskUnreadable(t *testing.T) {
+	cfg := testStoreConfig(t, t.TempDir())
+	for _, broken := range []error{nil, syscall.EIO, nil} {
+		s := openTestStore(t, cfg, func(name string, f diskFile) diskFile {
+			return &hookedFile{diskFile: f, read: func() error { return broken }}
+		})
+		h := s.Put(numbered(1))
+		buf := make([]byte, PageSize)
+		if !s.Fetch(h, buf) || s.Fetch(HashPage(numbered(2)), buf) {
+			t.Error("memory does not go on")
+		}
+		if broken == nil {
+			waitFor(t, "the writer", written(s))
+		}
+		if st := s.Stats().Disk; broken == nil && st.Pages != 1 || broken != nil && (st.Pages != 0 || st.Waiting != 1) {
+			t.Errorf("%v: %+v", broken, st)
+		}
+		closeStore(t, s)
+	}
 }
 
 // A disk that is full is left alone, read on, tried again later, and spoken of
@@ -619,15 +701,14 @@ func TestDiskKilled(t *testing.T) {
 			}
 			return true
 		}
-		for range 20 + r.IntN(300) {
-			take()
+		for n := 20 + r.IntN(300); (n > 0 || pages == 0) && take(); n-- {
 		}
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		for take() {
 		}
-		if err := cmd.Wait(); err == nil || pages == 0 {
+		if err := cmd.Wait(); err == nil || pages == 0 { // killed is an error
 			t.Fatalf("the child ended by itself, %d pages written: %v", pages, err)
 		}
 

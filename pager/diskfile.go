@@ -231,7 +231,7 @@ func loadIndex(r io.Reader, x *diskIndex, slots, pages uint32) (top uint32, free
 		}
 		for b := buf[:n]; len(b) >= recordBytes && top < slots; b = b[recordBytes:] {
 			h, s, ok := parseRecord(b, top)
-			if ok && top < pages && x.add(&h, top) {
+			if ok && top < pages && x.place(&h, top) {
 				entries = append(entries, entry{s, top})
 			} else {
 				free = append(free, top)
@@ -244,7 +244,7 @@ func loadIndex(r io.Reader, x *diskIndex, slots, pages uint32) (top uint32, free
 	}
 	slices.SortFunc(entries, func(a, b entry) int { return cmp.Compare(a.stamp, b.stamp) })
 	for _, e := range entries {
-		x.touch(e.slot)
+		x.link(e.slot)
 		stamp = e.stamp
 	}
 	return top, free, stamp, nil

@@ -96,6 +96,15 @@ func (x *diskIndex) find(h *Hash) (slot uint32, ok bool) {
 // add notes that a page lies in a slot, which had none, and was used last. It
 // reports false, and does nothing, if the page lies in another slot.
 func (x *diskIndex) add(h *Hash, slot uint32) bool {
+	ok := x.place(h, slot)
+	if ok {
+		x.link(slot)
+	}
+	return ok
+}
+
+// place is add without a place in the order of use, which link gives.
+func (x *diskIndex) place(h *Hash, slot uint32) bool {
 	i, mark := x.search(h)
 	if x.table[i] != 0 {
 		return false
@@ -106,7 +115,6 @@ func (x *diskIndex) add(h *Hash, slot uint32) bool {
 	x.at(slot).name = *h
 	x.table[i] = mark | (slot + 1)
 	x.count++
-	x.link(slot)
 	return true
 }
 
@@ -157,6 +165,7 @@ func (x *diskIndex) unlink(slot uint32) {
 	x.linkAt(l.prev).next, x.linkAt(l.next).prev = l.next, l.prev
 }
 
+// link makes the page in a slot the one used last.
 func (x *diskIndex) link(slot uint32) {
 	first := x.head.next
 	x.at(slot).indexLink = indexLink{next: first, prev: 0}

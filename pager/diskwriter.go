@@ -46,10 +46,10 @@ const (
 	closeGrace = 2 * time.Second
 )
 
-// write is the goroutine.
+// write writes what waits, until the tier is closed.
 func (d *diskTier) write() {
-	defer close(d.done)
 	w := &d.writer
+	w.buf = make([]byte, d.batch*PageSize)
 	for {
 		wake, retry := d.wake, (<-chan time.Time)(nil)
 		if w.failing != nil {

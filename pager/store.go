@@ -112,8 +112,8 @@ func NewStore(limit int64) *Store {
 	return s
 }
 
-// OpenStore makes a store, finds again what its directory holds, and starts
-// the goroutine that writes, which Close ends. The error wraps ErrInUse when
+// OpenStore makes a store and starts the goroutine that finds again what its
+// directory holds and then writes to it, and that Close ends and waits for. The error wraps ErrInUse when
 // another process has the directory, and ErrForeign when it holds a file that
 // is not a store's, which is left alone. A store's own files are never in the
 // way: what is damaged in them is dropped.
@@ -134,7 +134,6 @@ func openStore(cfg StoreConfig, wrap func(name string, f diskFile) diskFile) (*S
 		return nil, fmt.Errorf("open page store: %w", err)
 	}
 	s.disk = d
-	go d.write()
 	return s, nil
 }
 
@@ -151,8 +150,9 @@ func (s *Store) Close() error {
 func (s *Store) shard(h Hash) *storeShard { return &s.shards[h[0]%storeShards] }
 
 // Has reports whether the page is in memory or on disk. It does not count as
-// use. That a page on disk is whole is only known once it was read: after a
-// power failure Fetch may not find what Has has promised.
+// use. Right after OpenStore it may wait for the index of the disk. That a page
+// on disk is whole is only known once it was read: after a power failure Fetch
+// may not find what Has has promised.
 func (s *Store) Has(h Hash) bool {
 	return h == ZeroHash || s.inMemory(h) || s.disk != nil && s.disk.has(h)
 }
@@ -361,7 +361,8 @@ type StoreStats struct {
 	// and Misses: a miss there may be a hit on disk.
 	Pages, Bytes, Limit int
 	Hits, Misses        uint64
-	Disk                DiskStats
+	// Disk says 0 pages until its index has been read.
+	Disk DiskStats
 }
 
 // Stats counts what the store holds.
