@@ -34,9 +34,8 @@ type diskTier struct {
 	loaded chan struct{}
 
 	mu      sync.Mutex
-	pages   *diskIndex // empty until loaded
-	closed  bool
-	touched bool // the order of use differs from that on disk
+	pages   *diskIndex // empty until loaded, and again once closed
+	touched bool       // the order of use differs from that on disk
 	// spoiled lists slots that have no page, but a record on disk.
 	spoiled []uint32
 	stats   DiskStats
@@ -54,15 +53,15 @@ type diskTier struct {
 
 // DiskStats counts what the disk tier of a Store holds and how it served.
 type DiskStats struct {
-	// Pages are on disk, of at most Limit, and Waiting are in memory to be
-	// written.
+	// Pages are on disk, of at most Limit, of which some are kept free to be
+	// written, and Waiting are in memory to be written.
 	Pages, Limit, Waiting int
 	// Hits were read and had the content of their name; Misses were asked for
 	// and were not there; Bad were there and had other content, or could not be
 	// read. Those were dropped.
 	Hits, Misses, Bad uint64
-	// Written pages, and those Dropped because memory filled faster than the
-	// disk took it.
+	// Written pages, and those Dropped from memory before they were, because
+	// the disk did not take them fast enough, or not at all.
 	Written, Dropped uint64
 	// Failing says that the disk refuses writes at present, and Failures how
 	// often it did.
@@ -92,13 +91,13 @@ func openDisk(cfg StoreConfig, memory *Store, wrap func(string, diskFile) diskFi
 		}
 	}()
 	slots := slotsFor(cfg.Disk)
-	slab, index, fresh, err := openFiles(cfg.Dir, slots)
+	slab, index, empty, err := openFiles(cfg.Dir, slots)
 	if err != nil {
 		return nil, err
 	}
 	log := cfg.Log.With("dir", cfg.Dir)
-	if fresh != "" {
-		log.Info("disk cache starts empty", "reason", fresh)
+	if empty != "" {
+		log.Info("disk cache starts empty", "reason", empty)
 	}
 	d = &diskTier{
 		log: log, memory: memory, slots: uint32(slots), lock: lock, slab: slab, index: index,
@@ -108,6 +107,7 @@ func openDisk(cfg StoreConfig, memory *Store, wrap func(string, diskFile) diskFi
 		wake:   make(chan struct{}, 1),
 		stop:   make(chan struct{}),
 		done:   make(chan struct{}),
+		writer: diskWriter{headless: empty != ""},
 	}
 	if wrap != nil {
 		d.slab, d.index = wrap(slabFile, slab), wrap(indexFile, index)
@@ -183,7 +183,7 @@ func (d *diskTier) read(h Hash, buf []byte, use bool) bool {
 	<-d.loaded
 	d.mu.Lock()
 	slot, ok := d.pages.find(&h)
-	if !ok || d.closed {
+	if !ok {
 		d.stats.Misses++
 		d.mu.Unlock()
 		return false
@@ -203,8 +203,7 @@ func (d *diskTier) read(h Hash, buf []byte, use bool) bool {
 			d.pages.touch(slot)
 			d.touched = true
 		}
-	case !still || d.closed:
-		// It made room for another page while it was read.
+	case !still: // it made room for another while it was read
 		d.stats.Misses++
 	default:
 		d.pages.remove(slot)
@@ -242,7 +241,7 @@ func (d *diskTier) close() error {
 		close(d.stop)
 		<-d.done
 		d.mu.Lock()
-		d.closed = true
+		d.pages = newDiskIndex(0)
 		d.mu.Unlock()
 		// The lock goes last: until then nobody else may write the files.
 		d.closeOf = errors.Join(d.slab.Close(), d.index.Close(), d.lock.Close())

@@ -9,7 +9,6 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,7 +28,8 @@ import (
 // A record is all zero for a slot that is free, else:
 //
 //	name   [32]byte
-//	stamp  uint64  // rises with every page written: the order of use at a restart
+//	stamp  uint64  // rises with every page written, and Close stamps all anew:
+//	               // the order of use at a restart
 //	sum    uint32  // CRC-32C of all before it, begun with the slot's number
 //
 // A page that is read is checked against its name, always. So nothing here
@@ -134,10 +134,11 @@ func parseRecord(b []byte, slot uint32) (h Hash, stamp uint64, ok bool) {
 	return h, stamp, h != ZeroHash && stamp < math.MaxUint64>>1
 }
 
-// openFiles opens the tier's files, makes them anew if they are damaged or do
-// not belong together, and cuts them to the given number of slots. fresh, if
-// not empty, says why they were made anew.
-func openFiles(dir string, slots int64) (slab, index *os.File, fresh string, err error) {
+// openFiles opens the tier's files, empties them if they are damaged or do not
+// belong together, and cuts them to the given number of slots. empty, unless it
+// is "", says why the files have nothing yet, not even heads, which the writer
+// gives them: on a full disk that has to wait.
+func openFiles(dir string, slots int64) (slab, index *os.File, empty string, err error) {
 	defer func() {
 		if err != nil {
 			closeFiles(slab, index)
@@ -170,30 +171,18 @@ func openFiles(dir string, slots int64) (slab, index *os.File, fresh string, err
 	}
 	switch {
 	case !slabOK && !indexOK:
-		fresh = "no files yet, or both damaged"
+		empty = "no files yet, or both damaged"
 	case !slabOK:
-		fresh = "slab missing or damaged"
+		empty = "slab missing or damaged"
 	case !indexOK:
-		fresh = "index missing or damaged"
+		empty = "index missing or damaged"
 	case slabPair != indexPair:
-		fresh = "slab and index of two stores"
+		empty = "slab and index of two stores"
 	default:
 		return slab, index, "", errors.Join(
 			truncate(slab, slabAt(uint32(slots))), truncate(index, recordAt(uint32(slots))))
 	}
-	pair := rand.Uint64()
-	for _, part := range []struct {
-		file *os.File
-		kind uint16
-	}{{slab, kindSlab}, {index, kindIndex}} {
-		if err := part.file.Truncate(0); err != nil {
-			return slab, index, "", err
-		}
-		if _, err := part.file.WriteAt(appendDiskHead(nil, part.kind, pair), 0); err != nil {
-			return slab, index, "", err
-		}
-	}
-	return slab, index, fresh, nil
+	return slab, index, empty, errors.Join(slab.Truncate(0), index.Truncate(0))
 }
 
 // truncate cuts a file that is longer than size.

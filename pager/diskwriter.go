@@ -2,6 +2,7 @@ package pager
 
 import (
 	"iter"
+	"math/rand/v2"
 	"slices"
 	"time"
 )
@@ -21,6 +22,7 @@ import (
 // together, so the free slots of a batch mostly lie together, and so do its
 // writes.
 type diskWriter struct {
+	headless bool // the files are empty
 	// top is how many slots there are records for, and free those below it
 	// that have none.
 	top   uint32
@@ -142,7 +144,9 @@ func (d *diskTier) writeBatch() (more bool, err error) {
 	}
 	d.mu.Lock()
 	for i := range w.names {
-		d.pages.add(&w.names[i], slots[i])
+		if !d.pages.add(&w.names[i], slots[i]) { // put again after it was taken
+			d.spoiled = append(d.spoiled, slots[i])
+		}
 	}
 	d.stats.Written += uint64(len(slots))
 	d.mu.Unlock()
@@ -206,10 +210,19 @@ func stretches(slots []uint32) iter.Seq2[int, int] {
 	}
 }
 
-// makeRoom sees to it that a batch can be written: it drops the pages used
-// longest ago, and empties the records of all slots that have lost theirs.
+// makeRoom sees to it that a batch can be written: it gives new files their
+// heads, drops the pages used longest ago, and empties the records of all slots that have lost theirs.
 func (d *diskTier) makeRoom() error {
 	w := &d.writer
+	if w.headless {
+		pair := rand.Uint64()
+		for kind, file := range map[uint16]diskFile{kindSlab: d.slab, kindIndex: d.index} {
+			if _, err := file.WriteAt(appendDiskHead(nil, kind, pair), 0); err != nil {
+				return err
+			}
+		}
+		w.headless = false
+	}
 	d.mu.Lock()
 	coming := len(d.spoiled)
 	d.mu.Unlock()
