@@ -69,14 +69,6 @@ type DiskStats struct {
 	Failures uint64
 }
 
-const (
-	// batchPages are written at once, 1 MiB, if the tier is large enough.
-	batchPages = 256
-	// batchShare is the part of the slots that a batch may take, and with it
-	// how many are kept free for the next.
-	batchShare = 16
-)
-
 func openDisk(cfg StoreConfig, memory *Store, wrap func(string, diskFile) diskFile) (d *diskTier, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
@@ -101,7 +93,7 @@ func openDisk(cfg StoreConfig, memory *Store, wrap func(string, diskFile) diskFi
 	}
 	d = &diskTier{
 		log: log, memory: memory, slots: uint32(slots), lock: lock, slab: slab, index: index,
-		batch:  min(batchPages, int(slots)/batchShare),
+		batch:  min(batchPages, int(slots)/spareShare),
 		loaded: make(chan struct{}),
 		pages:  newDiskIndex(0),
 		wake:   make(chan struct{}, 1),

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -16,7 +17,7 @@ func BenchmarkDiskOpen(b *testing.B) {
 	for _, mib := range []int{64, 1024} {
 		b.Run(fmt.Sprintf("disk=%dMiB", mib), func(b *testing.B) {
 			pages := mib << 20 / PageSize
-			slots := pages + 2*batchPages
+			slots := pages + pages/(spareShare-1) + 1
 			cfg := StoreConfig{Memory: 64 << 20, Dir: b.TempDir(), Disk: 2*diskHead + int64(slots)*(PageSize+recordBytes), Log: quietLog}
 			s := openTestStore(b, cfg, nil)
 			for n := range pages {
@@ -154,6 +155,51 @@ func BenchmarkDiskFetch(b *testing.B) {
 				f.time("has", each(func(_ uint32, h Hash) bool { return s.Has(h) }))
 			}
 			f.report(b, pages)
+		})
+	}
+}
+
+// BenchmarkDiskChurn measures what is written for a new page once the disk
+// tier is full, while a share of what is there is used again and stays: in
+// bytes, and in writes.
+func BenchmarkDiskChurn(b *testing.B) {
+	for _, used := range []int{0, 10, 50} {
+		b.Run(fmt.Sprintf("used=%d%%", used), func(b *testing.B) {
+			const slots = 16 << 10
+			var writes, bytes atomic.Int64
+			cfg := StoreConfig{Memory: 8 << 20, Dir: b.TempDir(), Disk: 2*diskHead + slots*(PageSize+recordBytes), Log: quietLog}
+			s := openTestStore(b, cfg, func(_ string, f diskFile) diskFile {
+				return &hookedFile{diskFile: f, write: func(p []byte, _ int64) error {
+					writes.Add(1)
+					bytes.Add(int64(len(p)))
+					return nil
+				}}
+			})
+			r := rand.New(rand.NewPCG(1, 2))
+			next := 0
+			fill := func(pages int) {
+				for range pages / batchPages {
+					for range batchPages {
+						s.Put(numbered(next))
+						next++
+						if r.IntN(100) < used {
+							s.disk.touch(HashPage(numbered(max(0, next-1-r.IntN(slots)))))
+						}
+					}
+					waitFor(b, "the writer", written(s))
+				}
+			}
+			fill(4 * slots)
+			writes.Store(0)
+			bytes.Store(0)
+			pages := 0
+			for b.Loop() {
+				fill(slots)
+				pages += slots
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(float64(bytes.Load())/float64(pages)/PageSize, "B-written/B")
+			b.ReportMetric(float64(pages)/float64(writes.Load()), "pages/write")
 		})
 	}
 }

@@ -65,6 +65,11 @@ func written(s *Store) func() bool {
 
 func slogTo(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
 
+// leastPages is how many pages the disk tier holds at least once it is full.
+func leastPages(s *Store) int {
+	return int(s.disk.slots) - int(s.disk.slots)/spareShare
+}
+
 // onDisk lists what the disk tier holds, used longest ago first.
 func onDisk(s *Store) (names []Hash) {
 	d := s.disk
@@ -112,7 +117,7 @@ func TestDiskStore(t *testing.T) {
 			}
 			found++
 		}
-		if want := min(len(pages)-1, int(slotsFor(cfg.Disk))-2*s.disk.batch); found < want && round > 0 {
+		if want := min(len(pages)-1, leastPages(s)); found < want && round > 0 {
 			t.Errorf("round %d: %d pages after a restart, want %d", round, found, want)
 		}
 		for range 400 {
@@ -600,7 +605,7 @@ func TestDiskResized(t *testing.T) {
 			}
 		}
 		waitFor(t, "the writer", written(s))
-		least := int(slotsFor(limit)) - 2*s.disk.batch
+		least := leastPages(s)
 		if st := s.Stats().Disk; st.Pages < least || st.Bad != 0 {
 			t.Errorf("limit %d: want at least %d pages: %+v", limit, least, st)
 		}
