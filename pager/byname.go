@@ -19,15 +19,6 @@ import (
 //	GetNamed    32 bytes a page ---------->
 //	            <------------- NamedPages  those that are there
 //
-// Who can be asked for what: a page is given to whoever knows its name, which
-// takes having been told it or having had the content. So within a mesh, whose
-// members alone can open such a stream, a name is a key to one page and opens
-// nothing else; names are random to all who do not know the content. But who
-// can guess the content of a whole page, all 4 KiB of it but for a few bits,
-// can find out whether this node has it, as with any store that is addressed
-// by content. Workers that must not trust each other's nodes that far belong
-// in different meshes.
-//
 // The frames, big endian. The first two are asks:
 //
 //	type    uint8      // 0x10

@@ -27,6 +27,15 @@ type NamedLimits struct {
 // before is answered, so an asker costs 350 KiB at most, whatever it sends;
 // how many there are at once is for the caller to bound. What is asked for
 // does not count as use. It panics if rw has neither SetDeadline nor Close.
+//
+// A page is given to whoever knows its name, whichever worker it is of. Knowing
+// a name takes having been told it, or having had the content: to all others
+// names are random numbers of 256 bits. So within a mesh, whose members alone
+// can open such a stream, a name is a key that opens one page and nothing else.
+// But who can guess the content of a page, all of its 4 KiB but for a few bits,
+// can find out by its name whether this node has it, as with any store that is
+// addressed by content. Where that is too much, the workers belong in different
+// meshes.
 func ServeNamed(ctx context.Context, rw io.ReadWriter, store *Store, limits NamedLimits) error {
 	mustInterrupt(rw)
 	stop := context.AfterFunc(ctx, func() { interrupt(rw) })
