@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -44,6 +45,9 @@ func (n *Node) watchWrites(ctx context.Context, w *worker, size int64, dear bool
 		close(l.began)
 		if l.rounds == nil {
 			return
+		}
+		if err := l.sample(ctx); err != nil && ctx.Err() == nil {
+			n.log.Info("working set not sampled", "worker", w.ID, "error", err)
 		}
 		tick := time.NewTicker(trackInterval)
 		defer tick.Stop()
@@ -89,6 +93,30 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), Rate: n.pushRate, Log: n.log,
 	})
 	return err
+}
+
+// forgetStep is how much of the memory is forgotten between two events, in
+// bytes: the worker stands still for less than half a millisecond.
+const forgetStep = 32 << 20
+
+// sample begins to look which pages the worker touches. It waits for no event
+// longer than for the one under way.
+func (l *writeLog) sample(ctx context.Context) error {
+	if l.tracker.Method() == "hashes" {
+		return nil
+	}
+	for at := int64(0); at < l.size; at += forgetStep {
+		var err error
+		derr := l.w.do(ctx, func() {
+			// The request cannot be given up without ending the runner.
+			err = l.w.runner.Forget(context.WithoutCancel(ctx), uint64(at), uint64(min(forgetStep, l.size-at)))
+		})
+		if err := errors.Join(derr, err); err != nil {
+			return err
+		}
+	}
+	l.rounds.Sample()
+	return nil
 }
 
 // A frozenMemory is what is known of a memory that no longer changes.

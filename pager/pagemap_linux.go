@@ -16,6 +16,7 @@ const (
 	ioctlPagemapScan = 0xc0606610
 
 	pageIsWritten = 1 << 1
+	pageIsPresent = 1 << 3
 
 	pmScanWPMatching   = 1 << 0
 	pmScanCheckWPAsync = 1 << 1
@@ -43,14 +44,23 @@ var scanBuffers = sync.Pool{New: func() any { return new([512]addrRun) }}
 // no page-table entry any more because it was reclaimed after it was written;
 // asking for swapped or present pages as well would leave those out.
 func scanWritten(pagemap *os.File, start, end uint64, runs []addrRun) ([]addrRun, error) {
+	return scanPages(pagemap, start, end, pmScanWPMatching|pmScanCheckWPAsync, pageIsWritten, runs)
+}
+
+// scanPresent appends the parts of start to end that have a page-table entry.
+func scanPresent(pagemap *os.File, start, end uint64, runs []addrRun) ([]addrRun, error) {
+	return scanPages(pagemap, start, end, 0, pageIsPresent, runs)
+}
+
+func scanPages(pagemap *os.File, start, end, flags, mask uint64, runs []addrRun) ([]addrRun, error) {
 	buf := scanBuffers.Get().(*[512]addrRun)
 	defer scanBuffers.Put(buf)
 	for start < end {
 		arg := pmScanArg{
-			flags: pmScanWPMatching | pmScanCheckWPAsync,
+			flags: flags,
 			start: start, end: end,
 			vec: uint64(uintptr(unsafe.Pointer(&buf[0]))), vecLen: uint64(len(buf)),
-			mask: pageIsWritten, returned: pageIsWritten,
+			mask: mask, returned: mask,
 		}
 		arg.size = uint64(unsafe.Sizeof(arg))
 		n, _, errno := unix.Syscall(unix.SYS_IOCTL, pagemap.Fd(), ioctlPagemapScan, uintptr(unsafe.Pointer(&arg)))

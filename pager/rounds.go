@@ -86,6 +86,8 @@ type Rounds struct {
 	mu      sync.Mutex
 	pages   int // in use
 	recency *Recency
+	touched []PageNum // since Sample, in the order of their first touch
+	sampled []bool    // touched as a set; nil before Sample
 	state   []uint8
 	sentAt  []uint32 // the frame that carried the page's last version
 	names   []Hash   // of the pages as they were last sent
@@ -127,6 +129,9 @@ type RoundsStats struct {
 	Sent, Held uint64
 	// Bytes is all that was written to the stream.
 	Bytes uint64
+	// WorkingSet is how many pages the worker has touched since Sample; 0
+	// before.
+	WorkingSet int
 	// Rate is what the stream carries, and Dirty what the worker writes, as
 	// pages of their own between two scans, both in bytes a second; 0 if not
 	// known.
@@ -176,6 +181,16 @@ func NewRounds(cfg RoundsConfig) (*Rounds, error) {
 func (r *Rounds) Scan() error {
 	r.scanning.Lock()
 	defer r.scanning.Unlock()
+	if isClosed(r.frozen) {
+		return errFrozen
+	}
+	return r.scan()
+}
+
+var errFrozen = errors.New("rounds: the memory is frozen")
+
+// scan is called with scanning held.
+func (r *Rounds) scan() error {
 	size := min(r.cfg.Size(), int64(len(r.cfg.Memory)))
 	if size > r.tracked {
 		if err := r.cfg.Tracker.Grow(size); err != nil {
@@ -195,6 +210,48 @@ func (r *Rounds) Scan() error {
 	if r.runs, err = r.cfg.Tracker.Scan(r.runs[:0]); err != nil {
 		return err
 	}
+	r.note()
+	return r.sample()
+}
+
+// Sample is to be called when the runner has dropped its page-table entries:
+// from then on every Scan looks which pages were touched for the first time.
+// Those go first after the freeze, in that order: what a worker touches first
+// it touches often.
+func (r *Rounds) Sample() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sampled = make([]bool, r.limit())
+	r.touched = r.touched[:0]
+}
+
+// sample takes in what was touched. It is called with scanning held.
+func (r *Rounds) sample() error {
+	r.mu.Lock()
+	on := r.sampled != nil
+	r.mu.Unlock()
+	if !on {
+		return nil
+	}
+	var err error
+	if r.runs, err = r.cfg.Tracker.Touched(r.runs[:0]); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, run := range r.runs {
+		for p := run.First; p < run.end(); p++ {
+			if !r.sampled[p] {
+				r.sampled[p] = true
+				r.touched = append(r.touched, p)
+			}
+		}
+	}
+	return nil
+}
+
+// note takes in what was written. It is called with scanning held.
+func (r *Rounds) note() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.recency.Note(r.runs)
@@ -216,7 +273,6 @@ func (r *Rounds) Scan() error {
 		r.dirty += (float64(n)*PageSize/past.Seconds() - r.dirty) / 4
 		r.noted = now
 	}
-	return nil
 }
 
 // Stats says how far the rounds are.
@@ -225,7 +281,7 @@ func (r *Rounds) Stats() RoundsStats {
 	defer r.mu.Unlock()
 	return RoundsStats{
 		Round: r.round, Pages: r.pages, Todo: r.todo, Sent: r.stats.pages.Load(),
-		Held: r.stats.held.Load(), Bytes: r.stats.bytes.Load(), Rate: r.rate, Dirty: r.dirty,
+		Held: r.stats.held.Load(), Bytes: r.stats.bytes.Load(), Rate: r.rate, Dirty: r.dirty, WorkingSet: len(r.touched),
 	}
 }
 
@@ -249,16 +305,18 @@ type Ahead struct {
 // from then on. What the stream carries after it is of the frozen memory, as
 // soon as Continue was called.
 func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
-	if err := r.Scan(); err != nil {
+	r.scanning.Lock()
+	defer r.scanning.Unlock()
+	if isClosed(r.frozen) {
+		return nil, errFrozen
+	}
+	if err := r.scan(); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if pages > r.limit() || pages < r.pages {
 		return nil, fmt.Errorf("rounds: frozen with %d pages of %d, had %d", pages, r.limit(), r.pages)
-	}
-	if isClosed(r.frozen) {
-		return nil, errors.New("rounds: frozen already")
 	}
 	close(r.frozen)
 	a := &Ahead{Layout: Layout{Pages: pages, Zero: zero}, names: r.names[:pages], known: r.known[:pages]}
@@ -273,7 +331,14 @@ func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
 		a.Layout.Zero = without(zero, a.Layout.Held)
 	}
 	// Sorting takes time that the worker does not have now.
-	a.recent = sync.OnceValue(r.recency.Order)
+	touched := r.touched
+	a.recent = sync.OnceValue(func() []Run {
+		var runs []Run
+		for _, p := range touched {
+			runs = appendRun(runs, Run{p, 1})
+		}
+		return append(runs, r.recency.Order()...)
+	})
 	r.log.Debug("rounds ended", "rounds", r.round, "pages", pages, "held", n)
 	return a, nil
 }
@@ -559,7 +624,7 @@ func (st *roundStream) rounds(ctx context.Context) error {
 
 // look scans, unless the memory is frozen meanwhile.
 func (st *roundStream) look() error {
-	if err := st.Scan(); err != nil && !isClosed(st.frozen) {
+	if err := st.Scan(); !errors.Is(err, errFrozen) {
 		return err
 	}
 	return nil

@@ -101,6 +101,22 @@ func (t *Tracker) Scan(runs []Run) ([]Run, error) {
 	return runs, nil
 }
 
+// Touched appends the pages that have a page-table entry in the runner: those
+// that it has read or written since it dropped all entries (madvise(2),
+// MADV_DONTNEED: the data stays in the memory file). That is what the kernel
+// knows at no cost, where sampling by faults served from user space takes 17 µs
+// a page. It fails with ErrUnsupported where writes are found by hashes.
+func (t *Tracker) Touched(runs []Run) ([]Run, error) {
+	if !t.started || t.hashes != nil {
+		return runs, ErrUnsupported
+	}
+	runs, err := t.presentKernel(runs)
+	if err != nil {
+		return runs, fmt.Errorf("find touched pages: %w", err)
+	}
+	return runs, nil
+}
+
 // Grow makes the memory one of size bytes, as memory.grow does. The pages
 // that are new are zero, and watched like the others.
 func (t *Tracker) Grow(size int64) error {

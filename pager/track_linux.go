@@ -58,10 +58,12 @@ func (t *Tracker) growKernel(old int) error {
 	return u.writeprotect(start, length, true)
 }
 
-func (t *Tracker) scanKernel(runs []Run) ([]Run, error) {
+func (t *Tracker) scanKernel(runs []Run) ([]Run, error) { return t.scanWith(scanWritten, runs) }
+
+func (t *Tracker) scanWith(scan func(*os.File, uint64, uint64, []addrRun) ([]addrRun, error), runs []Run) ([]Run, error) {
 	base := t.cfg.Region.Base
 	var err error
-	t.kernel.addrs, err = scanWritten(t.kernel.pagemap, base, base+uint64(t.pages)*PageSize, t.kernel.addrs[:0])
+	t.kernel.addrs, err = scan(t.kernel.pagemap, base, base+uint64(t.pages)*PageSize, t.kernel.addrs[:0])
 	if err != nil {
 		return runs, err
 	}
@@ -73,6 +75,12 @@ func (t *Tracker) scanKernel(runs []Run) ([]Run, error) {
 	}
 	return runs, nil
 }
+
+// presentKernel appends the pages that the worker has touched since its
+// page-table entries were dropped. That there are no others among them rests
+// on the registration for write protection: without it a fault on one page of
+// a file maps those around it as well (fault-around).
+func (t *Tracker) presentKernel(runs []Run) ([]Run, error) { return t.scanWith(scanPresent, runs) }
 
 func (t *Tracker) stopKernel() error {
 	err := uffd(t.cfg.Region.UFFD).unregister(t.cfg.Region.Base, uint64(t.pages)*PageSize)

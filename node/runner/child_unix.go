@@ -287,6 +287,22 @@ func (c *child) serve(ctx context.Context, typ byte, body []byte) error {
 		}
 		return c.link.write(msgEffects, effects)
 
+	case msgForget:
+		var s stretch
+		if err := decode(body, &s); err != nil {
+			return c.refuse(err.Error())
+		}
+		if c.phase != phaseLive {
+			return c.refuse("the worker has not been initialised or restored")
+		}
+		if size := uint64(len(c.mem)); s.Offset > size || s.Length > size-s.Offset {
+			return c.refuse(fmt.Sprintf("%d bytes at %d of a memory of %d", s.Length, s.Offset, size))
+		}
+		if err := forget(c.mem[s.Offset:][:s.Length]); err != nil {
+			return c.refuse(err.Error())
+		}
+		return c.link.write(msgOK, nil)
+
 	case msgState:
 		if c.phase != phaseLive {
 			return c.refuse("the worker has not been initialised or restored")

@@ -29,6 +29,7 @@ const (
 	msgRestore = 0x04 // State -> ok | failed
 	msgEvent   = 0x05 // Event -> effects | stopped
 	msgState   = 0x06 // nothing -> state
+	msgForget  = 0x07 // stretch -> ok | failed
 
 	// From the runner.
 	msgReady   = 0x81 // ready; the userfaultfd, if any, travels with its first byte
@@ -75,6 +76,12 @@ type ready struct {
 	// SandboxError says why.
 	Sandbox      bool   `cbor:"7,keyasint,omitempty"`
 	SandboxError string `cbor:"8,keyasint,omitempty"`
+}
+
+// A stretch of linear memory, in bytes.
+type stretch struct {
+	Offset uint64 `cbor:"1,keyasint"`
+	Length uint64 `cbor:"2,keyasint"`
 }
 
 type failed struct {

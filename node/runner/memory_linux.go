@@ -44,6 +44,19 @@ func adviseMemory(data []byte) error {
 	return nil
 }
 
+const canForget = true
+
+// forget drops page-table entries; the data stays in the file.
+func forget(data []byte) error {
+	if len(data) == 0 {
+		return nil
+	}
+	if err := unix.Madvise(data, unix.MADV_DONTNEED); err != nil {
+		return fmt.Errorf("madvise: %w", err)
+	}
+	return nil
+}
+
 // dropMemory frees all of a memory's content; every mapping of it reads zeroes.
 func dropMemory(fd int, data []byte) error {
 	if err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, int64(len(data))); err != nil {

@@ -37,3 +37,8 @@ func dropMemory(fd int, data []byte) error {
 	}
 	return unix.Ftruncate(fd, int64(len(data)))
 }
+
+// canForget is false: elsewhere madvise may drop the data as well.
+const canForget = false
+
+func forget([]byte) error { return ErrUnsupported }

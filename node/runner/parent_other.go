@@ -29,6 +29,7 @@ func CompilerSupported() bool { return false }
 // The methods of a Runner that Start never returned.
 func (r *Runner) Init(context.Context) error                   { return ErrUnsupported }
 func (r *Runner) Clear(context.Context) error                  { return ErrUnsupported }
+func (r *Runner) Forget(context.Context, uint64, uint64) error { return ErrUnsupported }
 func (r *Runner) Restore(context.Context, State) error         { return ErrUnsupported }
 func (r *Runner) Call(context.Context, Event) (Effects, error) { return Effects{}, ErrUnsupported }
 func (r *Runner) State(context.Context) (State, error)         { return State{}, ErrUnsupported }
