@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -320,13 +321,23 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 	}
 	t.over = true
 	for _, r := range l.Held {
-		for p := r.First; p < r.end(); p++ {
-			if t.state[p] == intakeNone {
-				return nil, badFrame("page %d is said to be held, and never came", p)
-			}
+		if i := bytes.IndexByte(t.state[r.First:r.end()], intakeNone); i >= 0 {
+			return nil, badFrame("page %d is said to be held, and never came", int(r.First)+i)
 		}
 	}
-	data := runsOf(t.pages, func(p PageNum) bool { return t.state[p] == intakeData })
+	// The loops over all pages are short: the worker stands still.
+	var data []Run
+	for p := 0; p < len(t.state); {
+		first := p
+		for p < len(t.state) && t.state[p] == intakeData {
+			p++
+		}
+		if p > first {
+			data = append(data, Run{PageNum(first), uint32(p - first)})
+		} else {
+			p++
+		}
+	}
 	drop := without(data, l.Held)
 	have := without(data, drop)
 

@@ -89,9 +89,10 @@ type Rounds struct {
 	touched []PageNum // since Sample, in the order of their first touch
 	sampled []bool    // touched as a set; nil before Sample
 	state   []uint8
-	sentAt  []uint32 // the frame that carried the page's last version
-	names   []Hash   // of the pages as they were last sent
-	known   []uint8  // which of those still hold: nameUnset, nameSet or nameZero
+	sentAt  []uint32        // the frame that carried the page's last version
+	names   []Hash          // of the pages as they were last sent
+	known   []atomic.Uint32 // which of those still hold: nameUnset, nameSet or nameZero
+	passed  []uint8         // for the Source: how a page was passed on
 	todo    int
 	seq     uint32 // of the last frame sent, over all streams
 	acked   uint32 // frames up to this one were acknowledged
@@ -162,8 +163,9 @@ func NewRounds(cfg RoundsConfig) (*Rounds, error) {
 		cfg: cfg, log: cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
 		settled: make(chan struct{}), frozen: make(chan struct{}), next: make(chan *Source, 1), wake: make(chan struct{}, 1),
 		tracked: int64(pages) * PageSize, pages: pages, recency: NewRecency(pages),
-		state: make([]uint8, limit), sentAt: make([]uint32, limit), names: make([]Hash, limit), known: make([]uint8, limit),
-		todo: pages - CountPages(cfg.Zero),
+		state: make([]uint8, limit), sentAt: make([]uint32, limit), names: make([]Hash, limit), known: make([]atomic.Uint32, limit),
+		passed: make([]uint8, limit),
+		todo:   pages - CountPages(cfg.Zero),
 	}
 	for p := range pages {
 		r.state[p] = roundTodo
@@ -184,7 +186,10 @@ func (r *Rounds) Scan() error {
 	if isClosed(r.frozen) {
 		return errFrozen
 	}
-	return r.scan()
+	if err := r.scan(); err != nil {
+		return err
+	}
+	return r.sample()
 }
 
 var errFrozen = errors.New("rounds: the memory is frozen")
@@ -211,7 +216,7 @@ func (r *Rounds) scan() error {
 		return err
 	}
 	r.note()
-	return r.sample()
+	return nil
 }
 
 // Sample is to be called when the runner has dropped its page-table entries:
@@ -263,7 +268,7 @@ func (r *Rounds) note() {
 				r.state[p] = roundTodo
 				r.todo++
 			}
-			r.known[p] = nameUnset
+			r.known[p].Store(nameUnset)
 		}
 	}
 	now := time.Now()
@@ -296,7 +301,9 @@ func (r *Rounds) limit() int { return len(r.cfg.Memory) / PageSize }
 type Ahead struct {
 	Layout Layout
 	names  []Hash
-	known  []uint8
+	known  []atomic.Uint32
+	passed []uint8
+	unsent int
 	recent func() []Run
 }
 
@@ -319,16 +326,34 @@ func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
 		return nil, fmt.Errorf("rounds: frozen with %d pages of %d, had %d", pages, r.limit(), r.pages)
 	}
 	close(r.frozen)
-	a := &Ahead{Layout: Layout{Pages: pages, Zero: zero}, names: r.names[:pages], known: r.known[:pages]}
-	n := 0
-	for p := range PageNum(r.pages) {
-		if r.state[p] == roundSent && r.sentAt[p] <= r.acked {
-			a.Layout.Held = appendRun(a.Layout.Held, Run{p, 1})
-			n++
+	a := &Ahead{
+		Layout: Layout{Pages: pages, Zero: zero},
+		names:  r.names[:pages], known: r.known[:pages], passed: r.passed[:pages], unsent: pages,
+	}
+	// This is a loop over all pages while the worker stands still.
+	state, sentAt := r.state[:r.pages], r.sentAt[:r.pages]
+	for p := 0; p < len(state); {
+		first := p
+		for p < len(state) && state[p] == roundSent && sentAt[p] <= r.acked {
+			a.passed[p] = held
+			p++
 		}
+		if p > first {
+			a.Layout.Held = append(a.Layout.Held, Run{PageNum(first), uint32(p - first)})
+			a.unsent -= p - first
+			continue
+		}
+		p++
 	}
 	if len(zero) > 0 && len(a.Layout.Held) > 0 {
 		a.Layout.Zero = without(zero, a.Layout.Held)
+	}
+	for _, z := range a.Layout.Zero {
+		for p := z.First; p < z.end(); p++ {
+			a.known[p].Store(nameZero)
+			a.passed[p] = held
+		}
+		a.unsent -= int(z.Count)
 	}
 	// Sorting takes time that the worker does not have now.
 	touched := r.touched
@@ -339,7 +364,7 @@ func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
 		}
 		return append(runs, r.recency.Order()...)
 	})
-	r.log.Debug("rounds ended", "rounds", r.round, "pages", pages, "held", n)
+	r.log.Debug("rounds ended", "rounds", r.round, "pages", pages, "unsent", a.unsent)
 	return a, nil
 }
 
@@ -790,9 +815,11 @@ func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) 
 		}
 		// Unless it was written since, that is still its name at the freeze.
 		if p := r.First + PageNum(i); st.state[p] == roundSent && st.sentAt[p] == seq {
-			st.names[p], st.known[p] = h, nameSet
+			st.names[p] = h
 			if h == ZeroHash {
-				st.known[p] = nameZero
+				st.known[p].Store(nameZero)
+			} else {
+				st.known[p].Store(nameSet)
 			}
 		}
 	}

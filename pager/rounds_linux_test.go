@@ -8,6 +8,7 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,7 +92,7 @@ func (rt *roundsTest) dial(context.Context) (io.ReadWriteCloser, error) {
 		if err == nil {
 			err = rt.rounds.Serve(context.Background(), hello, there)
 		}
-		rt.t.Log("rounds served:", err)
+		_ = err
 	}()
 	if rt.wrap != nil {
 		return rt.wrap(here), nil
@@ -232,5 +233,58 @@ func TestRoundsBase(t *testing.T) {
 	bytes := rt.rounds.Stats().Bytes + src.Stats().Bytes
 	if most := sent*(PageSize+64+32) + pages*2; bytes > most {
 		t.Errorf("%d bytes sent for %d pages, at most %d expected", bytes, sent, most)
+	}
+}
+
+// BenchmarkCommit is what rounds add to the time in which the worker stands
+// still, by the size of the memory: all of it is held, and some of it was
+// written again.
+func BenchmarkCommit(b *testing.B) {
+	for _, mib := range []int{16, 512} {
+		b.Run(fmt.Sprintf("mem=%dMiB", mib), func(b *testing.B) {
+			pages := mib << 8
+			var freeze, source, commit, arm time.Duration
+			for range b.N {
+				rt := &roundsTest{t: b, pages: pages, from: startArmable(b, pages), to: startArmable(b, pages), ran: make(chan error, 1)}
+				mem, _ := benchMemory(pages)
+				copy(rt.from.region.Data, mem)
+				rt.start(nil, nil, nil)
+				<-rt.rounds.Settled()
+				var some []PageNum
+				for p := 0; p < pages; p += pages / 200 {
+					some = append(some, PageNum(p))
+				}
+				rt.from.do(childRequest{Op: "write", Pages: some, Value: 77})
+				at := time.Now()
+				lap := func(d *time.Duration) {
+					*d += time.Since(at)
+					at = time.Now()
+				}
+				ahead, err := rt.rounds.Freeze(pages, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				lap(&freeze)
+				src := newTestSource(b, mem, func(cfg *SourceConfig) { cfg.Ahead, cfg.Log = ahead, quietLog })
+				lap(&source)
+				sink, err := rt.intake.Commit(ahead.Layout, true, SinkConfig{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				lap(&commit)
+				if err := sink.Arm(); err != nil {
+					b.Fatal(err)
+				}
+				lap(&arm)
+				src.Close()
+			}
+			for _, m := range []struct {
+				name string
+				took time.Duration
+			}{{"freeze", freeze}, {"source", source}, {"commit", commit}, {"arm", arm}} {
+				b.ReportMetric(float64(m.took.Microseconds())/float64(b.N), "µs-"+m.name)
+			}
+			b.ReportMetric(0, "ns/op")
+		})
 	}
 }

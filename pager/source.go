@@ -168,16 +168,14 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 	s := &Source{
 		worker: cfg.Worker, epoch: cfg.Epoch,
 		mem: cfg.Memory, pages: pages, recent: func() []Run { return cfg.Recent }, rate: cfg.Rate,
-		log:   cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
-		known: make([]atomic.Uint32, pages),
-		state: make([]uint8, pages), unsent: pages,
+		log:  cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
 		run:  bulkRun,
 		wake: make(chan struct{}, 1),
 	}
-	if cfg.Ahead == nil {
-		s.names = make([]Hash, pages)
+	if a := cfg.Ahead; a != nil {
+		s.names, s.known, s.state, s.unsent, s.recent = a.names, a.known, a.passed, a.unsent, a.recent
 	} else {
-		s.takeAhead(cfg.Ahead)
+		s.names, s.known, s.state, s.unsent = make([]Hash, pages), make([]atomic.Uint32, pages), make([]uint8, pages), pages
 	}
 	if cfg.Table != nil {
 		for p := range pages {
@@ -191,30 +189,6 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 		}
 	}
 	return s, nil
-}
-
-// takeAhead takes over what rounds have brought. The worker stands still
-// meanwhile.
-func (s *Source) takeAhead(a *Ahead) {
-	s.names, s.recent = a.names, a.recent
-	for p, known := range a.known {
-		if known != nameUnset {
-			s.known[p].Store(uint32(known))
-		}
-	}
-	for _, runs := range [][]Run{a.Layout.Zero, a.Layout.Held} {
-		for _, r := range runs {
-			for p := r.First; p < r.end(); p++ {
-				s.state[p] = held
-			}
-			s.unsent -= int(r.Count)
-		}
-	}
-	for _, r := range a.Layout.Zero {
-		for p := r.First; p < r.end(); p++ {
-			s.known[p].Store(nameZero)
-		}
-	}
 }
 
 // page is the bytes of page p.
