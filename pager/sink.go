@@ -47,6 +47,8 @@ type SinkConfig struct {
 	// nothing of this worker or its app: names ahead cost the push two round
 	// trips before they are given up.
 	Store *Store
+	// Plain asks for pages as they are, neither compressed nor as patches.
+	Plain bool
 	// PathLimit is how long a stream may stay broken before Run gives up with
 	// a PathError, 30 s if 0. StallLimit is how long nothing may arrive
 	// before a stream counts as broken, 10 s if 0.
@@ -127,7 +129,9 @@ type Sink struct {
 	kernelPage int // pages in a page of the kernel
 	log        *slog.Logger
 
-	stats   sinkStats
+	stats sinkStats
+	// forgot says that a patch came whose base the store had dropped.
+	forgot  atomic.Bool
 	latency histogram // of all faults
 	remote  histogram // of those served from the Source
 
@@ -328,37 +332,26 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 		return badFrame("frame %#x with pages", fr.kind)
 	}
 
-	// Hash before the lock is taken. Where each page's bytes are: -1 for zero.
-	var at [maxRun]int
+	// Unpack and hash before the lock is taken.
+	var at [maxRun]namedPage
+	if err := fr.unpack(s.base, &at); err != nil {
+		if errors.Is(err, errNoBase) {
+			// Dialled again, without patches, the Source sends what is missing.
+			s.forgot.Store(true)
+		}
+		return err
+	}
+	if err := s.verify(fr, &at); err != nil {
+		return err
+	}
 	data := fr.data.bytes
-	for i, next := 0, 0; i < len(fr.kinds); i++ {
-		switch fr.kinds[i] {
-		case pageZero:
-			at[i] = -1
-		case pageRepeat:
-			at[i] = (next - 1) * PageSize
-		case pageRaw:
-			at[i] = next * PageSize
-			want := Hash(fr.names[32*next:])
-			if got := HashPage(data[at[i] : at[i]+PageSize]); got != want {
-				return s.pageError(fr.run.First+PageNum(i), want, got, ErrContent)
-			}
-			next++
-		}
-	}
-	nameOf := func(i int) Hash {
-		if at[i] < 0 {
-			return ZeroHash
-		}
-		return Hash(fr.names[at[i]/PageSize*32:])
-	}
 
 	var mine [maxRun]bool
 	var zeros []Run
 	s.mu.Lock()
 	for i := range fr.kinds {
 		p := fr.run.First + PageNum(i)
-		name := nameOf(i)
+		name := fr.name(at[i])
 		if want, state := s.table.Get(p); state != Unknown && want != name {
 			s.mu.Unlock()
 			return s.pageError(p, want, name, ErrContent)
@@ -368,7 +361,7 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 			continue
 		}
 		s.table.SetName(p, name)
-		if at[i] < 0 {
+		if at[i].at < 0 {
 			s.stats.zeroPages.Add(1)
 			zeros = s.zeroLocked(zeros, p)
 			continue
@@ -388,15 +381,57 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 			continue
 		}
 		j := i + 1
-		for j < len(fr.kinds) && mine[j] && at[j] == at[j-1]+PageSize {
+		for j < len(fr.kinds) && mine[j] && at[j].at == at[j-1].at+1 {
 			j++
 		}
-		if err := s.fill(fr.run.First+PageNum(i), data[at[i]:at[j-1]+PageSize]); err != nil {
+		if err := s.fill(fr.run.First+PageNum(i), data[int(at[i].at)*PageSize:int(at[j-1].at+1)*PageSize]); err != nil {
 			return err
 		}
 		i = j
 	}
 	return nil
+}
+
+// verify checks that the pages of a frame have the names they came with.
+func (s *Sink) verify(fr *frame, at *[maxRun]namedPage) error {
+	var batch [hashBatch][]byte
+	var pages [hashBatch]int
+	var got [hashBatch]Hash
+	n := 0
+	for i, k := range fr.kinds {
+		if k != pageZero && k != pageRepeat {
+			batch[n], pages[n] = fr.data.bytes[int(at[i].at)*PageSize:int(at[i].at+1)*PageSize], i
+			n++
+		}
+		if n < hashBatch && i < len(fr.kinds)-1 {
+			continue
+		}
+		hashPages(got[:n], batch[:n])
+		for b, i := range pages[:n] {
+			if want := fr.name(at[i]); got[b] != want {
+				return s.pageError(fr.run.First+PageNum(i), want, got[b], ErrContent)
+			}
+		}
+		n = 0
+	}
+	return nil
+}
+
+// base finds a version of a page for a patch. Only the store has some: where
+// the memory holds a version of a page, no other is brought.
+func (s *Sink) base(_ PageNum, name Hash, buf []byte) bool {
+	return s.cfg.Store != nil && s.cfg.Store.Get(name, buf)
+}
+
+// accepts lists the encodings that the Source may use.
+func (s *Sink) accepts() Encodings {
+	switch {
+	case s.cfg.Plain:
+		return 0
+	case s.cfg.Store == nil || s.forgot.Load():
+		return encodeAll &^ EncodeDelta
+	}
+	return encodeAll
 }
 
 func (s *Sink) receiveZeros(r Run) error {

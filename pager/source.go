@@ -51,6 +51,10 @@ type SourceConfig struct {
 	// Recent lists pages in the order of their last write, latest first, as
 	// Recency.Order has it. Those are pushed first, the others by address.
 	Recent []Run
+	// Base, if not nil, copies into buf, PageSize bytes, a version of page p
+	// that the far side holds in its store, and returns its name; false if there
+	// is none. It must be safe for concurrent use.
+	Base func(p PageNum, buf []byte) (Hash, bool)
 	// Rate is asked for the most bytes a second that the push may take; 0 or
 	// less, or a nil Rate, is no limit. It must be safe for concurrent use.
 	Rate func() int64
@@ -75,6 +79,7 @@ type Source struct {
 	mem    []byte
 	pages  int
 	recent []Run
+	base   func(p PageNum, buf []byte) (Hash, bool)
 	rate   func() int64
 	log    *slog.Logger
 
@@ -85,7 +90,9 @@ type Source struct {
 
 	// demanding counts the demands that are being answered, or wait to be.
 	demanding atomic.Int32
-	stats     sourceStats
+	// slow says that the bulk stream finds the link slow enough to compress.
+	slow  atomic.Bool
+	stats sourceStats
 
 	mu sync.Mutex
 	// state holds for each page how it was passed on, and with the flag
@@ -121,6 +128,7 @@ const (
 
 type sourceStats struct {
 	demandPages, bulkPages, zeroPages, heldPages, namedPages, demands, bytes atomic.Uint64
+	packedPages, deltaPages                                                  atomic.Uint64
 }
 
 // SourceStats counts what a Source has sent. Pages sent again after a stream
@@ -133,6 +141,9 @@ type SourceStats struct {
 	// BulkPages were pushed, ZeroPages passed on without bytes, and HeldPages
 	// were at the far side already, by their names.
 	Demands, DemandPages, BulkPages, ZeroPages, HeldPages uint64
+	// PackedPages of those with bytes were sent compressed, and DeltaPages as
+	// patches.
+	PackedPages, DeltaPages uint64
 	// NamedPages is how many names were sent ahead.
 	NamedPages uint64
 	// Bytes is all that was written, frames included.
@@ -159,7 +170,7 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 	}
 	s := &Source{
 		worker: cfg.Worker, epoch: cfg.Epoch,
-		mem: cfg.Memory, pages: pages, recent: cfg.Recent, rate: cfg.Rate,
+		mem: cfg.Memory, pages: pages, recent: cfg.Recent, base: cfg.Base, rate: cfg.Rate,
 		log:   cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
 		names: make([]Hash, pages), known: make([]atomic.Uint32, pages),
 		state: make([]uint8, pages), unsent: pages,
@@ -211,6 +222,47 @@ func (s *Source) name(p PageNum, hasher *blake3.Hasher) (h Hash, zero bool) {
 	return h, false
 }
 
+// nameRun names the pages of a run, at most hashBatch of them, as name does.
+// The name of a page of zeroes is ZeroHash.
+func (s *Source) nameRun(r Run, names *[hashBatch]Hash) {
+	var todo [hashBatch]int
+	var mine [hashBatch]bool
+	var pages [hashBatch][]byte
+	var hashes [hashBatch]Hash
+	n := 0
+	for i := range int(r.Count) {
+		p := r.First + PageNum(i)
+		known := &s.known[p]
+		switch known.Load() {
+		case nameSet:
+			names[i] = s.names[p]
+			continue
+		case nameZero:
+			names[i] = ZeroHash
+			continue
+		}
+		mine[n] = known.CompareAndSwap(nameUnset, nameBusy)
+		page := s.page(p)
+		if IsZero(page) {
+			known.Store(nameZero)
+			names[i] = ZeroHash
+			continue
+		}
+		todo[n], pages[n] = i, page
+		n++
+	}
+	hashPages(hashes[:n], pages[:n])
+	for k, i := range todo[:n] {
+		names[i] = hashes[k]
+		// Whoever finds another at work does not wait for it: the page is likely
+		// demanded, and hashing it twice costs a few microseconds.
+		if mine[k] {
+			s.names[r.First+PageNum(i)] = hashes[k]
+			s.known[r.First+PageNum(i)].Store(nameSet)
+		}
+	}
+}
+
 // Table is what the Source knows of its pages by now. It is the caller's.
 func (s *Source) Table() *Table {
 	t := NewTable(s.pages)
@@ -235,6 +287,7 @@ func (s *Source) Stats() SourceStats {
 		Pages: s.pages, Unsent: left,
 		Demands: c.demands.Load(), DemandPages: c.demandPages.Load(), BulkPages: c.bulkPages.Load(),
 		ZeroPages: c.zeroPages.Load(), HeldPages: c.heldPages.Load(), NamedPages: c.namedPages.Load(),
+		PackedPages: c.packedPages.Load(), DeltaPages: c.deltaPages.Load(),
 		Bytes: c.bytes.Load(),
 	}
 }
@@ -319,7 +372,7 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	s.apply(hello)
 	s.log.Debug("serving pages", "bulk", hello.Bulk, "names", hello.Names, "have", CountPages(hello.Have))
 
-	st := &stream{Source: s, ctx: ctx, rw: rw, hasher: blake3.New()}
+	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: hello.Accepts, framer: new(framer)}
 	if err = st.write(appendEmpty(nil, frameWelcome)); err == nil {
 		if hello.Bulk {
 			err = st.serveBulk(hello.Names)
