@@ -62,8 +62,13 @@ func hashWith(s *blake3.Hasher, page []byte, h *Hash) {
 // hashBatch is how many pages are best hashed at once.
 const hashBatch = 16
 
-// hashPages names pages, each PageSize bytes, into names, as many.
+// hashPages names pages, at most hashBatch and each PageSize bytes, into
+// names, as many.
 func hashPages(names []Hash, pages [][]byte) {
+	if hashVector && len(pages) > 1 {
+		hashPagesVector(names, pages)
+		return
+	}
 	s := hashers.Get().(*blake3.Hasher)
 	for i, p := range pages {
 		hashWith(s, p, &names[i])
