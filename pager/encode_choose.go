@@ -1,6 +1,9 @@
 package pager
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // A chooser decides how the next frame is compressed, from what the last ones
 // cost. It is arithmetic only: who uses it measures. It is not safe for
@@ -53,16 +56,24 @@ const (
 	// measured over loopback.
 	wireWork = 4
 
+	// fastLink is what a byte takes on a link so fast that nothing is
+	// compressed, in ns: 1.6 Gbit/s. There the processors are measured more
+	// than the link, and S2 could win little or lose much.
+	fastLink = 5
+
 	// A codec must be predicted to be better than the one in use by this
 	// factor. Noise in the measurements stays below it, and a codec that wins
 	// by less is not worth its heat. Sending pages as they are need not be
 	// better by as much.
-	switchGain = 0.85
+	switchGain    = 0.85
+	switchGainRaw = 0.95
 
 	// blend is the weight of a new measurement, and blendStale that of one on
-	// trial, when those before are old.
+	// trial, when those before are old. The link's is higher: its first bytes
+	// end in buffers and pass for a fast link, which must not last.
 	blend      = 0.25
 	blendStale = 0.75
+	blendWire  = 0.5
 
 	// trialEvery is how often, in frames, a codec that is not in use is tried
 	// on a frame, if it would win with the ratio hoped for: what it made of
@@ -71,25 +82,30 @@ const (
 
 	// wireFloor is how many bytes it takes to say something about the link;
 	// fewer may end in a buffer.
-	wireFloor = 32 << 10
+	wireFloor = 16 << 10
 )
 
 // What may be hoped for, as reason for a trial: the ratios on an ordinary
-// memory, and what Zstandard does to S2's ratio and time at best.
-var hopedRatios = [2]float64{0.3, 0.22}
+// memory, the time on a fast processor, and what Zstandard does to S2's ratio
+// and time at best.
+var codecHopes = [2]codecState{{spent: 0.8, ratio: 0.3}, {ratio: 0.22}}
 
 const (
 	hopedGain  = 0.6
 	hopedSpent = 2.5
 )
 
-func newChooser(accepts Encodings) *chooser {
-	// Before the link was measured S2 does: where it is of no use it costs
-	// half a millisecond a frame, once, and on a slow link the first frames
-	// matter as much as any.
+// newChooser makes a chooser for a Sink that reads what accepts has. rate, if
+// above 0, is what the stream will not exceed, in bytes a second.
+//
+// Before anything was measured pages go as they are. Beginning with S2 was
+// tried: on a link of 10 Gbit/s it made memories of a few MiB take up to
+// twice as long, and what it saves on a slow one is a few small frames, most
+// of which the network's first window takes without waiting anyway.
+func newChooser(accepts Encodings, rate int64) *chooser {
 	c := &chooser{accepts: accepts, now: pageRaw, codecs: codecPriors}
-	if accepts&EncodeS2 != 0 {
-		c.now = pageS2
+	if rate > 0 {
+		c.wire = 1e9 / float64(rate)
 	}
 	return c
 }
@@ -116,7 +132,7 @@ func (c *chooser) sent(bytes int, took time.Duration) {
 	if c.wire == 0 {
 		c.wire = ns
 	}
-	c.wire += (ns - c.wire) * blend
+	c.wire += (ns - c.wire) * blendWire
 }
 
 // encoded notes what a codec made of in bytes of memory, and in what time.
@@ -150,6 +166,9 @@ func (c *chooser) cost(k codec) float64 {
 			st.ratio = min(1, st.ratio*other.ratio/prior.ratio)
 		}
 	}
+	if st.ratio*16 > worthwhile {
+		return math.Inf(1) // such blocks are not sent
+	}
 	return c.costOf(st.spent, st.ratio)
 }
 
@@ -161,7 +180,8 @@ func (c *chooser) costOf(spent, ratio float64) float64 {
 // choose says how to compress the next frame.
 func (c *chooser) choose() codec {
 	c.frames++
-	if c.wire == 0 {
+	if c.wire < fastLink {
+		c.now = pageRaw
 		return c.now
 	}
 	best := c.now
@@ -172,7 +192,7 @@ func (c *chooser) choose() codec {
 	}
 	gain := switchGain
 	if best == pageRaw {
-		gain = 1
+		gain = switchGainRaw
 	}
 	if c.cost(best) < c.cost(c.now)*gain {
 		if c.now != pageRaw {
@@ -190,12 +210,14 @@ func (c *chooser) trial() codec {
 		if k == c.now || !c.accepted(k) || c.frames-st.tried < trialEvery {
 			continue
 		}
-		spent, ratio := st.spent, min(st.ratio, hopedRatios[k-pageS2])
+		hope := codecHopes[k-pageS2]
+		spent, ratio := st.spent, min(st.ratio, hope.ratio)
 		if k == pageZstd {
 			ratio = min(ratio, c.codecs[0].ratio*hopedGain)
-			if !st.seen {
-				spent = min(spent, c.codecs[0].spent*hopedSpent)
-			}
+			hope.spent = c.codecs[0].spent * hopedSpent
+		}
+		if !st.seen {
+			spent = min(spent, hope.spent)
 		}
 		if c.costOf(spent, ratio) < c.cost(c.now)*switchGain {
 			st.tried = c.frames

@@ -175,7 +175,11 @@ func (st *stream) serveBulk(names bool) error {
 		cancel()
 		st.notify()
 	})
-	st.choose = newChooser(st.accepts)
+	var most int64
+	if st.rate != nil {
+		most = st.rate()
+	}
+	st.choose = newChooser(st.accepts, most)
 	st.ahead = newAhead()
 	reading.Go(func() { st.ahead.run(st.Source, st.accepts) })
 

@@ -18,8 +18,9 @@ var ErrGone = errors.New("worker gone")
 
 const (
 	// bulkRun is how many pages a bulk frame has while nobody waits, 256 KiB,
-	// and leastRun how few right after a demand. Between the two it doubles
-	// with every frame, as CRIU's lazy-pages daemon does.
+	// and leastRun how few right after a demand, or before anything is known of
+	// the link. Between the two it doubles with every frame, as CRIU's
+	// lazy-pages daemon does.
 	bulkRun  = 64
 	leastRun = 4
 
@@ -174,7 +175,7 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 		log:   cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
 		names: make([]Hash, pages), known: make([]atomic.Uint32, pages),
 		state: make([]uint8, pages), unsent: pages,
-		run:  bulkRun,
+		run:  leastRun,
 		wake: make(chan struct{}, 1),
 	}
 	if cfg.Table != nil {
