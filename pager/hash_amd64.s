@@ -231,3 +231,200 @@ block:
 	VMOVDQU Y3, 224(SI)
 	VZEROUPPER
 	RET
+
+// The same for sixteen lanes in the registers of AVX-512, of which there are
+// enough for state and message. Scratch memory, from DI on, 64-byte aligned:
+//	  0  the eight words of the chaining values
+//	512  the counters
+
+// H is the quarter-round, with two registers that hold message words.
+#define H(a, b, c, d, x, y) \
+	VPADDD x, a, a;      \
+	VPADDD b, a, a;      \
+	VPXORD a, d, d;      \
+	VPRORD $16, d, d;    \
+	VPADDD d, c, c;      \
+	VPXORD c, b, b;      \
+	VPRORD $12, b, b;    \
+	VPADDD y, a, a;      \
+	VPADDD b, a, a;      \
+	VPXORD a, d, d;      \
+	VPRORD $8, d, d;     \
+	VPADDD d, c, c;      \
+	VPXORD c, b, b;      \
+	VPRORD $7, b, b
+
+#define ROUND16(m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15) \
+	H(Z0, Z4, Z8, Z12, m0, m1);       \
+	H(Z1, Z5, Z9, Z13, m2, m3);       \
+	H(Z2, Z6, Z10, Z14, m4, m5);      \
+	H(Z3, Z7, Z11, Z15, m6, m7);      \
+	H(Z0, Z5, Z10, Z15, m8, m9);      \
+	H(Z1, Z6, Z11, Z12, m10, m11);    \
+	H(Z2, Z7, Z8, Z13, m12, m13);     \
+	H(Z3, Z4, Z9, Z14, m14, m15)
+
+// ROW brings the block of a lane to a register.
+#define ROW(lane, z) \
+	MOVQ      (lane*8)(R8), BX; \
+	VMOVDQU32 (BX)(AX*1), z
+
+// PAIRS and QUADS transpose four rows of words within quarters of a register.
+#define PAIRS(r0, r1, r2, r3, t0, t1, t2, t3) \
+	VPUNPCKLDQ r1, r0, t0; \
+	VPUNPCKHDQ r1, r0, t1; \
+	VPUNPCKLDQ r3, r2, t2; \
+	VPUNPCKHDQ r3, r2, t3
+
+#define QUADS(t0, t1, t2, t3, r0, r1, r2, r3) \
+	VPUNPCKLQDQ t2, t0, r0; \
+	VPUNPCKHQDQ t2, t0, r1; \
+	VPUNPCKLQDQ t3, t1, r2; \
+	VPUNPCKHQDQ t3, t1, r3
+
+// QUARTERS transposes the quarters of four registers.
+#define QUARTERS(a, b, c, d) \
+	VSHUFI32X4 $0x88, b, a, Z0;  \
+	VSHUFI32X4 $0xdd, b, a, Z1;  \
+	VSHUFI32X4 $0x88, d, c, Z2;  \
+	VSHUFI32X4 $0xdd, d, c, Z3;  \
+	VSHUFI32X4 $0x88, Z2, Z0, a; \
+	VSHUFI32X4 $0x88, Z3, Z1, b; \
+	VSHUFI32X4 $0xdd, Z2, Z0, c; \
+	VSHUFI32X4 $0xdd, Z3, Z1, d
+
+// func chain16(in *[16]*byte, blocks int, counters *[16]uint32, flags *uint32, out *[16]Hash)
+TEXT ·chain16(SB), 0, $640-40
+	MOVQ in+0(FP), R8
+	MOVQ blocks+8(FP), CX
+	MOVQ counters+16(FP), BX
+	MOVQ flags+24(FP), DX
+	MOVQ out+32(FP), SI
+	LEAQ 63(SP), DI
+	ANDQ $~63, DI
+
+	VMOVDQU32    (BX), Z0
+	VMOVDQA32    Z0, 512(DI)
+	VPBROADCASTD iv<>+0x00(SB), Z0
+	VPBROADCASTD iv<>+0x04(SB), Z1
+	VPBROADCASTD iv<>+0x08(SB), Z2
+	VPBROADCASTD iv<>+0x0c(SB), Z3
+	VPBROADCASTD iv<>+0x10(SB), Z4
+	VPBROADCASTD iv<>+0x14(SB), Z5
+	VPBROADCASTD iv<>+0x18(SB), Z6
+	VPBROADCASTD iv<>+0x1c(SB), Z7
+	XORQ         AX, AX
+
+block:
+	VMOVDQA32 Z0, 0(DI)
+	VMOVDQA32 Z1, 64(DI)
+	VMOVDQA32 Z2, 128(DI)
+	VMOVDQA32 Z3, 192(DI)
+	VMOVDQA32 Z4, 256(DI)
+	VMOVDQA32 Z5, 320(DI)
+	VMOVDQA32 Z6, 384(DI)
+	VMOVDQA32 Z7, 448(DI)
+
+	ROW(0, Z16)
+	ROW(1, Z17)
+	ROW(2, Z18)
+	ROW(3, Z19)
+	ROW(4, Z20)
+	ROW(5, Z21)
+	ROW(6, Z22)
+	ROW(7, Z23)
+	ROW(8, Z24)
+	ROW(9, Z25)
+	ROW(10, Z26)
+	ROW(11, Z27)
+	ROW(12, Z28)
+	ROW(13, Z29)
+	ROW(14, Z30)
+	ROW(15, Z31)
+	PAIRS(Z16, Z17, Z18, Z19, Z0, Z1, Z2, Z3)
+	PAIRS(Z20, Z21, Z22, Z23, Z4, Z5, Z6, Z7)
+	PAIRS(Z24, Z25, Z26, Z27, Z8, Z9, Z10, Z11)
+	PAIRS(Z28, Z29, Z30, Z31, Z12, Z13, Z14, Z15)
+	QUADS(Z0, Z1, Z2, Z3, Z16, Z17, Z18, Z19)
+	QUADS(Z4, Z5, Z6, Z7, Z20, Z21, Z22, Z23)
+	QUADS(Z8, Z9, Z10, Z11, Z24, Z25, Z26, Z27)
+	QUADS(Z12, Z13, Z14, Z15, Z28, Z29, Z30, Z31)
+	QUARTERS(Z16, Z20, Z24, Z28)
+	QUARTERS(Z17, Z21, Z25, Z29)
+	QUARTERS(Z18, Z22, Z26, Z30)
+	QUARTERS(Z19, Z23, Z27, Z31)
+
+	VMOVDQA32    0(DI), Z0
+	VMOVDQA32    64(DI), Z1
+	VMOVDQA32    128(DI), Z2
+	VMOVDQA32    192(DI), Z3
+	VMOVDQA32    256(DI), Z4
+	VMOVDQA32    320(DI), Z5
+	VMOVDQA32    384(DI), Z6
+	VMOVDQA32    448(DI), Z7
+	VPBROADCASTD iv<>+0x00(SB), Z8
+	VPBROADCASTD iv<>+0x04(SB), Z9
+	VPBROADCASTD iv<>+0x08(SB), Z10
+	VPBROADCASTD iv<>+0x0c(SB), Z11
+	VMOVDQA32    512(DI), Z12
+	VPXORD       Z13, Z13, Z13
+	VPBROADCASTD iv<>+0x20(SB), Z14
+	VPBROADCASTD (DX), Z15
+
+	ROUND16(Z16, Z17, Z18, Z19, Z20, Z21, Z22, Z23, Z24, Z25, Z26, Z27, Z28, Z29, Z30, Z31)
+	ROUND16(Z18, Z22, Z19, Z26, Z23, Z16, Z20, Z29, Z17, Z27, Z28, Z21, Z25, Z30, Z31, Z24)
+	ROUND16(Z19, Z20, Z26, Z28, Z29, Z18, Z23, Z30, Z22, Z21, Z25, Z16, Z27, Z31, Z24, Z17)
+	ROUND16(Z26, Z23, Z28, Z25, Z30, Z19, Z29, Z31, Z20, Z16, Z27, Z18, Z21, Z24, Z17, Z22)
+	ROUND16(Z28, Z29, Z25, Z27, Z31, Z26, Z30, Z24, Z23, Z18, Z21, Z19, Z16, Z17, Z22, Z20)
+	ROUND16(Z25, Z30, Z27, Z21, Z24, Z28, Z31, Z17, Z29, Z19, Z16, Z26, Z18, Z22, Z20, Z23)
+	ROUND16(Z27, Z31, Z21, Z16, Z17, Z25, Z24, Z22, Z30, Z26, Z18, Z28, Z19, Z20, Z23, Z29)
+
+	VPXORD Z8, Z0, Z0
+	VPXORD Z9, Z1, Z1
+	VPXORD Z10, Z2, Z2
+	VPXORD Z11, Z3, Z3
+	VPXORD Z12, Z4, Z4
+	VPXORD Z13, Z5, Z5
+	VPXORD Z14, Z6, Z6
+	VPXORD Z15, Z7, Z7
+
+	ADDQ $4, DX
+	ADDQ $64, AX
+	DECQ CX
+	JNZ  block
+
+	// The lower and the upper eight lanes, one after the other.
+	VMOVDQA32 Z0, 0(DI)
+	VMOVDQA32 Z1, 64(DI)
+	VMOVDQA32 Z2, 128(DI)
+	VMOVDQA32 Z3, 192(DI)
+	VMOVDQA32 Z4, 256(DI)
+	VMOVDQA32 Z5, 320(DI)
+	VMOVDQA32 Z6, 384(DI)
+	VMOVDQA32 Z7, 448(DI)
+	MOVQ      $2, CX
+
+half:
+	VMOVDQA 0(DI), Y0
+	VMOVDQA 64(DI), Y1
+	VMOVDQA 128(DI), Y2
+	VMOVDQA 192(DI), Y3
+	VMOVDQA 256(DI), Y4
+	VMOVDQA 320(DI), Y5
+	VMOVDQA 384(DI), Y6
+	VMOVDQA 448(DI), Y7
+	TRANSPOSE
+	VMOVDQU Y8, 0(SI)
+	VMOVDQU Y9, 32(SI)
+	VMOVDQU Y10, 64(SI)
+	VMOVDQU Y11, 96(SI)
+	VMOVDQU Y0, 128(SI)
+	VMOVDQU Y1, 160(SI)
+	VMOVDQU Y2, 192(SI)
+	VMOVDQU Y3, 224(SI)
+	ADDQ    $32, DI
+	ADDQ    $256, SI
+	DECQ    CX
+	JNZ     half
+	VZEROUPPER
+	RET
