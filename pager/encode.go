@@ -111,6 +111,9 @@ var (
 	})
 )
 
+// probeFrom is how many pages are worth a look at two of them first.
+const probeFrom = 8
+
 // compressible looks at two of the pages and reports whether compressing all
 // of them is likely to pay. It takes some microseconds, a hundredth of what
 // compressing a bulk frame takes.

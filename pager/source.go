@@ -535,11 +535,16 @@ func (s *Source) Keep(ctx context.Context, store *Store) (*Table, error) {
 			store.put(h, s.page(p))
 		}
 	}
-	for p := range PageNum(s.pages) {
-		if p%256 == 0 && ctx.Err() != nil {
+	var names [hashBatch]Hash
+	for p := 0; p < s.pages; p += hashBatch {
+		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		keep(p)
+		r := Run{PageNum(p), uint32(min(hashBatch, s.pages-p))}
+		s.nameRun(r, &names)
+		for i := range PageNum(r.Count) {
+			store.put(names[i], s.page(r.First+i)) // put leaves out those of zeroes
+		}
 	}
 	for i := len(s.recent) - 1; i >= 0; i-- {
 		for p := s.recent[i].First; p < s.recent[i].end(); p++ {
