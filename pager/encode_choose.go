@@ -2,6 +2,7 @@ package pager
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
@@ -26,9 +27,12 @@ type chooser struct {
 	now     codec
 	wire    float64 // ns a byte on the stream, 0 if nothing was sent
 	codecs  [2]codecState
-	// What was written since wire was last worked out.
+	// What was written since wire was last worked out, and what wire was worked
+	// out from: the last measurements, of which the oldest is the next to go.
 	bytes int
 	took  time.Duration
+	wires []float64
+	next  int
 	// frames counts calls of choose.
 	frames int
 }
@@ -69,11 +73,15 @@ const (
 	switchGainRaw = 0.95
 
 	// blend is the weight of a new measurement, and blendStale that of one on
-	// trial, when those before are old. The link's is higher: its first bytes
-	// end in buffers and pass for a fast link, which must not last.
+	// trial, when those before are old.
 	blend      = 0.25
 	blendStale = 0.75
-	blendWire  = 0.5
+
+	// wireMemory is of how many measurements of the link the median counts: a
+	// far side that stalls for once passes for a slow link, and bytes that end
+	// in buffers pass for a fast one. An average was tried, and let one stall
+	// on a busy machine begin to compress on a link of 10 Gbit/s.
+	wireMemory = 7
 
 	// trialEvery is how often, in frames, a codec that is not in use is tried
 	// on a frame, if it would win with the ratio hoped for: what it made of
@@ -129,10 +137,16 @@ func (c *chooser) sent(bytes int, took time.Duration) {
 	}
 	ns := max(float64(c.took), 1) / float64(c.bytes)
 	c.bytes, c.took = 0, 0
-	if c.wire == 0 {
-		c.wire = ns
+	if len(c.wires) < wireMemory {
+		c.wires = append(c.wires, ns)
+	} else {
+		c.wires[c.next] = ns
+		c.next = (c.next + 1) % wireMemory
 	}
-	c.wire += (ns - c.wire) * blendWire
+	var sorted [wireMemory]float64
+	n := copy(sorted[:], c.wires)
+	slices.Sort(sorted[:n])
+	c.wire = sorted[(n-1)/2]
 }
 
 // encoded notes what a codec made of in bytes of memory, and in what time.

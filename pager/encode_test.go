@@ -177,7 +177,7 @@ func TestFramer(t *testing.T) {
 	in.buffers <- new(pageBuffer)
 	in.allow = 1 << framePages
 	packed, deltas := 0, 0
-	for range 400 {
+	for range 120 {
 		first, count := PageNum(r.IntN(1000)), 1+r.IntN(maxRun)
 		if r.IntN(2) == 0 {
 			count = 1 + r.IntN(5)
