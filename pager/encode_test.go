@@ -406,3 +406,44 @@ func (s *scripted) Bulk(context.Context) (io.ReadWriteCloser, error) {
 	})
 	return here, nil
 }
+
+// Demanded pages are compressed once the push found the link slow, if the far
+// side reads that.
+func TestEncodedDemand(t *testing.T) {
+	r := testRand(t)
+	mem := texturedMemory(r, 64, 1)
+	src := newTestSource(t, mem, nil)
+	defer src.Close()
+	for _, tc := range []struct {
+		slow    bool
+		accepts Encodings
+		want    byte
+	}{
+		{false, encodeAll, pageRaw},
+		{true, EncodeZstd | 0x80, pageRaw},
+		{true, encodeAll, pageS2},
+	} {
+		src.slow.Store(tc.slow)
+		p := servePeer(t, src, Hello{Worker: "w", Epoch: 3, Pages: 64, Accepts: tc.accepts})
+		p.want(frameWelcome)
+		p.write(want{run: Run{7, 1}}.append(nil))
+		fr := p.want(framePages)
+		if fr.run != (Run{7, 1}) || fr.kinds[0] != tc.want {
+			t.Errorf("%+v: got page %d of kind %d", tc, fr.run.First, fr.kinds[0])
+		}
+		p.write(appendEmpty(nil, frameDone))
+		<-p.done
+	}
+}
+
+// A Hello of before there were encodings still parses, and asks for none.
+func TestHelloWithoutEncodings(t *testing.T) {
+	old := []byte{0x01, 0, 0, 0, 21, 1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 9, 1, 'w', 0, 0, 0, 1, 2, 3}
+	h, err := ReadHello(bytes.NewReader(old))
+	if err != nil || h.Accepts != 0 || !h.Bulk || len(h.Have) != 1 || h.Have[0] != (Run{2, 3}) {
+		t.Errorf("got %+v, %v", h, err)
+	}
+	if got := h.Append(nil); !bytes.Equal(got, old) {
+		t.Errorf("got %x, want %x", got, old)
+	}
+}
