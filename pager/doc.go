@@ -24,6 +24,14 @@
 //	      <---------------------------- Done        all pushed
 //	Done  ------------------------------->          all in
 //
+// A Pages frame brings pages as they are, compressed together, or as patches
+// of versions the Sink holds in its Store, if its Hello says that it reads
+// those. Which, a chooser decides frame by frame from what the link and the
+// codecs were seen to do; on a fast link pages go as they are, straight from
+// the frozen memory to the stream. A framer builds frames, for demanded pages
+// and pushed ones alike, and (*frame).unpack takes them apart. However a page
+// came, its bytes must hash to its name.
+//
 // Where the kernel has userfaultfd the worker runs meanwhile and waits only
 // for the pages it touches. Elsewhere the same Sink fills the memory before
 // the worker resumes.

@@ -53,13 +53,14 @@ func badFrame(format string, args ...any) error {
 //
 //	type    uint8   // 0x01
 //	length  uint32
-//	flags   uint8   // 1 bulk stream, 2 names first, 4 rounds, 8 base; others 0
+//	flags   uint8   // 1 bulk stream, 2 names first, 4 accepts is there, 8 rounds, 16 base is there; others 0
 //	epoch   uint64
 //	pages   uint32  // of the memory, at most MaxPages
 //	size    uint8   // of the worker's id, 1 to 64
 //	worker  [size]byte
 //	have    runs    // pages that need not be sent
-//	base    [32]byte // only with flag 8
+//	accepts uint8   // with flag 4 only, and then not 0; unknown bits are ignored
+//	base    [32]byte // with flag 16 only, and then not 0
 type Hello struct {
 	// Worker and Epoch say whose memory is meant.
 	Worker string
@@ -79,13 +80,17 @@ type Hello struct {
 	Base [32]byte
 	// Have lists what is there already, in order and apart.
 	Have []Run
+	// Accepts are the encodings that the Sink reads; it may list some that are
+	// not known here.
+	Accepts Encodings
 }
 
 const (
-	helloBulk   = 1
-	helloNames  = 2
-	helloRounds = 4
-	helloBase   = 8
+	helloBulk    = 1
+	helloNames   = 2
+	helloAccepts = 4
+	helloRounds  = 8
+	helloBase    = 16
 )
 
 // Append encodes the Hello.
@@ -97,6 +102,9 @@ func (h Hello) Append(b []byte) []byte {
 	}
 	if h.Names {
 		flags |= helloNames
+	}
+	if h.Accepts != 0 {
+		flags |= helloAccepts
 	}
 	if h.Rounds {
 		flags |= helloRounds
@@ -110,6 +118,9 @@ func (h Hello) Append(b []byte) []byte {
 	b = append(b, byte(len(h.Worker)))
 	b = append(b, h.Worker...)
 	b = appendRuns(b, h.Have)
+	if h.Accepts != 0 {
+		b = append(b, byte(h.Accepts))
+	}
 	if h.Base != [32]byte{} {
 		b = append(b, h.Base[:]...)
 	}
@@ -121,10 +132,10 @@ func parseHello(b []byte) (h Hello, err error) {
 	if len(b) < fixed {
 		return h, badFrame("hello of %d bytes", len(b))
 	}
-	if b[0]&^(helloBulk|helloNames|helloRounds|helloBase) != 0 {
-		return h, badFrame("hello with flags %#x", b[0])
-	}
 	flags := b[0]
+	if flags&^(helloBulk|helloNames|helloAccepts|helloRounds|helloBase) != 0 {
+		return h, badFrame("hello with flags %#x", flags)
+	}
 	h.Bulk, h.Names, h.Rounds = flags&helloBulk != 0, flags&helloNames != 0, flags&helloRounds != 0
 	if h.Rounds && h.Bulk {
 		return h, badFrame("hello for rounds on a bulk stream")
@@ -144,6 +155,12 @@ func parseHello(b []byte) (h Hello, err error) {
 	h.Have, b, err = parseRuns(b[size:], h.Pages)
 	if err != nil {
 		return h, badFrame("hello: %w", err)
+	}
+	if flags&helloAccepts != 0 {
+		if len(b) == 0 || b[0] == 0 {
+			return h, badFrame("hello without the encodings it promised")
+		}
+		h.Accepts, b = Encodings(b[0]), b[1:]
 	}
 	if flags&helloBase != 0 {
 		if len(b) < len(h.Base) {
@@ -201,12 +218,14 @@ func (w want) append(b []byte) []byte {
 	return closeFrame(b, at)
 }
 
-// The kinds of a page within a frame. 3 and up are kept for pages that are
-// compressed or differ from a known one.
+// The kinds of a page within a frame. In Names there are only the first three.
 const (
 	pageZero   = 0  // nothing follows
 	pageRaw    = 1  // a name, and in Pages the bytes
-	pageRepeat = 2  // as the last page of kind 1 before it in this frame
+	pageRepeat = 2  // as the last page with a name before it in this frame
+	pageS2     = 3  // a name; part of the frame's block, which is S2
+	pageZstd   = 4  // a name; part of the frame's block, which is a Zstandard frame
+	pageDelta  = 5  // a name, that of another page, and the patch that makes it of that
 	pageSame   = 32 // only in Names: as in the base that the Hello told
 )
 
@@ -217,9 +236,13 @@ const (
 //	length  uint32
 //	first   uint32
 //	count   uint16  // 1 to 256, within the memory
-//	kinds   [count]uint8
-//	names   [32]byte for each page of kind 1
+//	kinds   [count]uint8    // of 3 and 4 at most one
+//	names   [32]byte for each page of kind 1, 3, 4, 5
+//	bases   [32]byte for each page of kind 5
+//	sizes   uint16 for each page of kind 5: of its patch, at most 1024
 //	bytes   [4096]byte for each page of kind 1
+//	patches for each page of kind 5; see appendPatch
+//	block   the rest: all pages of kind 3 or 4, compressed together, shorter than they are
 //
 //	type    uint8   // 0x06
 //	length  uint32
@@ -261,6 +284,8 @@ type frame struct {
 	// kinds, names and lacks hold until the next frame is read.
 	kinds []byte
 	names []byte
+	bases []byte // of patches
+	sizes []byte
 	lacks []byte
 	// data belongs to who took the frame.
 	data    *pageBuffer
@@ -272,34 +297,13 @@ type frame struct {
 // A pageBuffer holds the bytes of one Pages frame and what describes them, so
 // that the next frame can be read while this one is put in place.
 type pageBuffer struct {
+	// bytes has room for all pages with a name: first those that came as they
+	// are, then, after unpack, those of the block, then those of patches.
 	bytes []byte
 	head  []byte
-	names [maxRun]Hash
-	at    [maxRun]int
-}
-
-// verify checks the content of a Pages frame against its names. It returns for
-// each page its name and where in the frame's bytes it is, -1 for zero. Both
-// hold until the buffer is put back.
-func (fr *frame) verify() (names []Hash, at []int, err error) {
-	b := fr.data
-	names, at = b.names[:len(fr.kinds)], b.at[:len(fr.kinds)]
-	next := 0
-	for i, k := range fr.kinds {
-		switch k {
-		case pageZero:
-			names[i], at[i] = ZeroHash, -1
-			continue
-		case pageRaw:
-			next++
-			want := Hash(fr.names[32*(next-1):])
-			if got := HashPage(b.bytes[(next-1)*PageSize : next*PageSize]); got != want {
-				return nil, nil, &PageError{Page: fr.run.First + PageNum(i), Want: want, Got: got, Err: ErrContent}
-			}
-		}
-		names[i], at[i] = Hash(fr.names[32*(next-1):]), (next-1)*PageSize
-	}
-	return names, at, nil
+	tail  []byte
+	// patches and block are the two parts of tail.
+	patches, block []byte
 }
 
 func appendPagesHead(b []byte, kind byte, first PageNum, kinds, names []byte, data int) []byte {
@@ -391,7 +395,7 @@ func closeFrame(b []byte, at int) []byte {
 func maxBody(kind byte) uint32 {
 	switch kind {
 	case frameHello:
-		return uint32(14 + maxWorkerBytes + maxRunsBytes(MaxPages) + 32)
+		return uint32(14 + maxWorkerBytes + maxRunsBytes(MaxPages) + 1 + 32)
 	case frameAck:
 		return 4
 	case frameWant:
@@ -523,12 +527,12 @@ func (f *frameReader) parse(fr *frame, b []byte) (err error) {
 		fr.run = Run{PageNum(binary.BigEndian.Uint32(b)), binary.BigEndian.Uint32(b[4:])}
 		return f.checkRun(fr)
 	case frameNames:
-		named, err := f.parseKinds(fr, b)
+		n, err := f.parseKinds(fr, b)
 		if err != nil {
 			return err
 		}
-		if len(b) != 6+len(fr.kinds)+32*named {
-			return badFrame("names: %d bytes for %d names of %d pages", len(b), named, len(fr.kinds))
+		if len(b) != 6+len(fr.kinds)+32*n.named() {
+			return badFrame("names: %d bytes for %d names of %d pages", len(b), n.named(), len(fr.kinds))
 		}
 		fr.names = b[6+len(fr.kinds):]
 	case frameLacks:
@@ -561,34 +565,58 @@ func (f *frameReader) checkRun(fr *frame) error {
 }
 
 // parseKinds reads the part that Pages and Names share. b may hold more.
-func (f *frameReader) parseKinds(fr *frame, b []byte) (named int, err error) {
+func (f *frameReader) parseKinds(fr *frame, b []byte) (n kindCount, err error) {
 	if len(b) < 6 {
-		return 0, badFrame("frame %#x of %d bytes", fr.kind, len(b))
+		return n, badFrame("frame %#x of %d bytes", fr.kind, len(b))
 	}
 	fr.run = Run{PageNum(binary.BigEndian.Uint32(b)), uint32(binary.BigEndian.Uint16(b[4:]))}
 	if err := f.checkRun(fr); err != nil {
-		return 0, err
+		return n, err
 	}
-	n := int(fr.run.Count)
-	if n > maxRun || len(b) < 6+n {
-		return 0, badFrame("frame %#x of %d bytes for %d pages", fr.kind, len(b), n)
+	count := int(fr.run.Count)
+	if count > maxRun || len(b) < 6+count {
+		return n, badFrame("frame %#x of %d bytes for %d pages", fr.kind, len(b), count)
 	}
-	fr.kinds = b[6 : 6+n]
+	fr.kinds = b[6 : 6+count]
+	most := byte(pageRepeat)
+	if fr.kind == framePages {
+		most = pageDelta
+	}
 	for i, k := range fr.kinds {
-		switch {
-		case k == pageRaw:
-			named++
-		case k == pageSame && fr.kind == frameNames:
-		case k > pageRepeat, k == pageRepeat && named == 0:
-			return 0, badFrame("frame %#x: page %d of the frame is of kind %d", fr.kind, i, k)
+		if k == pageSame && fr.kind == frameNames {
+			continue
+		}
+		if k > most || k == pageRepeat && n.named() == 0 {
+			return n, badFrame("frame %#x: page %d of the frame is of kind %d", fr.kind, i, k)
+		}
+		switch k {
+		case pageRaw:
+			n.raw++
+		case pageS2, pageZstd:
+			if n.packed > 0 && n.codec != k {
+				return n, badFrame("pages: some of kind %d and some of kind %d", n.codec, k)
+			}
+			n.codec = k
+			n.packed++
+		case pageDelta:
+			n.delta++
 		}
 	}
-	return named, nil
+	return n, nil
 }
 
-// readPages reads a Pages frame in two parts: what describes it, and the
-// bytes, which go straight from the stream to a buffer that the kernel copies
-// from.
+// A kindCount says how many pages of a frame are as they are, in its block,
+// and patches.
+type kindCount struct {
+	raw, packed, delta int
+	codec              codec // of the block
+}
+
+func (n kindCount) named() int { return n.raw + n.packed + n.delta }
+
+// readPages reads a Pages frame in three parts: what describes it; the bytes
+// of pages, which go straight from the stream to a buffer that the kernel
+// copies from; and what has to be unpacked first.
 func (f *frameReader) readPages(fr *frame, length int) error {
 	if length < 6 {
 		return badFrame("pages of %d bytes", length)
@@ -604,37 +632,70 @@ func (f *frameReader) readPages(fr *frame, length int) error {
 	if peek, err = f.r.Peek(6 + count); err != nil {
 		return fmt.Errorf("read pages: %w", unexpected(err))
 	}
-	named, err := f.parseKinds(fr, peek)
+	n, err := f.parseKinds(fr, peek)
 	if err != nil {
 		return err
 	}
-	if length != 6+count+named*(32+PageSize) {
-		return badFrame("pages: %d bytes for %d pages of which %d have bytes", length, count, named)
+	names, bases := 6+count, 6+count+32*n.named()
+	sizes := bases + 32*n.delta
+	head := sizes + 2*n.delta
+	tail := length - head - n.raw*PageSize
+	if most := n.packed*PageSize + n.delta*maxPatch; tail < 0 || tail > most {
+		return badFrame("pages: %d bytes for %d pages, of which %d come as they are, %d compressed and %d as patches",
+			length, count, n.raw, n.packed, n.delta)
 	}
 
 	buf, err := f.takeBuffer()
 	if err != nil {
 		return err
 	}
-	head := 6 + count + 32*named
-	if cap(buf.head) < head {
-		buf.head = make([]byte, head)
-	}
-	if size := named * PageSize; cap(buf.bytes) < size {
-		buf.bytes = make([]byte, size)
-	}
-	buf.head, buf.bytes = buf.head[:head], buf.bytes[:named*PageSize]
 	fr.data = buf
-	if _, err = io.ReadFull(f.r, buf.head); err == nil {
-		_, err = io.ReadFull(f.r, buf.bytes)
+	buf.head = sized(buf.head, head)
+	buf.bytes = sized(buf.bytes, n.named()*PageSize)
+	buf.tail = sized(buf.tail, tail)
+	for _, part := range [][]byte{buf.head, buf.bytes[:n.raw*PageSize], buf.tail} {
+		if _, err = io.ReadFull(f.r, part); err != nil {
+			err = fmt.Errorf("read pages: %w", unexpected(err))
+			break
+		}
+	}
+	fr.kinds, fr.names = buf.head[6:names], buf.head[names:bases]
+	fr.bases, fr.sizes = buf.head[bases:sizes], buf.head[sizes:]
+	if err == nil {
+		err = buf.split(fr.sizes, n.packed)
 	}
 	if err != nil {
 		f.putBuffer(fr.data)
 		fr.data = nil
-		return fmt.Errorf("read pages: %w", unexpected(err))
 	}
-	fr.kinds, fr.names = buf.head[6:6+count], buf.head[6+count:]
+	return err
+}
+
+// split tells the patches, whose sizes are given, from the block.
+func (b *pageBuffer) split(sizes []byte, packed int) error {
+	patches := 0
+	for ; len(sizes) > 0; sizes = sizes[2:] {
+		size := int(binary.BigEndian.Uint16(sizes))
+		if size > maxPatch {
+			return badFrame("pages: patch of %d bytes, at most %d", size, maxPatch)
+		}
+		patches += size
+	}
+	block := len(b.tail) - patches
+	if block < 0 || packed == 0 && block != 0 || packed > 0 && (block == 0 || block >= packed*PageSize) {
+		return badFrame("pages: %d bytes for patches of %d and a block of %d pages", len(b.tail), patches, packed)
+	}
+	b.patches, b.block = b.tail[:patches], b.tail[patches:]
 	return nil
+}
+
+// sized is b with length n, in new memory if it has no room. What it holds is
+// of no matter.
+func sized(b []byte, n int) []byte {
+	if cap(b) < n {
+		return make([]byte, n)
+	}
+	return b[:n]
 }
 
 func (f *frameReader) takeBuffer() (*pageBuffer, error) {

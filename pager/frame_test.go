@@ -22,8 +22,10 @@ func encode(b []byte, fr *frame) []byte {
 	case frameWant:
 		return want{fr.run, fr.again}.append(b)
 	case framePages:
-		b = appendPagesHead(b, framePages, fr.run.First, fr.kinds, fr.names, len(fr.data.bytes))
-		return append(b, fr.data.bytes...)
+		raw := fr.data.bytes[:bytes.Count(fr.kinds, []byte{pageRaw})*PageSize]
+		rest := slices.Concat(fr.bases, fr.sizes, raw, fr.data.patches, fr.data.block)
+		b = appendPagesHead(b, framePages, fr.run.First, fr.kinds, fr.names, len(rest))
+		return append(b, rest...)
 	case frameNames:
 		return appendPagesHead(b, frameNames, fr.run.First, fr.kinds, fr.names, 0)
 	case frameZeros:
@@ -36,14 +38,35 @@ func encode(b []byte, fr *frame) []byte {
 	return appendEmpty(b, fr.kind)
 }
 
+// sampleFramer has a frame of pages of all kinds, of which the first compress.
+func sampleFramer(first PageNum) *framer {
+	f := new(framer)
+	f.begin(first)
+	f.addZero()
+	base := bytes.Repeat([]byte("meshnode"), PageSize/8)
+	for i := range 3 {
+		page := slices.Clone(base)
+		page[0] = byte(i)
+		f.add(HashPage(page), page)
+		f.add(HashPage(page), page)
+	}
+	page := slices.Clone(base)
+	copy(page[77:], "delta")
+	f.addDelta(HashPage(page), page, HashPage(base), base)
+	return f
+}
+
 func sampleFrames() []byte {
 	var b []byte
-	b = Hello{Worker: "w", Epoch: 7, Pages: fuzzPages, Bulk: true, Names: true, Have: []Run{{0, 3}, {9, 1}, {400, 4000}}}.Append(b)
+	b = Hello{Worker: "w", Epoch: 7, Pages: fuzzPages, Bulk: true, Names: true, Have: []Run{{0, 3}, {9, 1}, {400, 4000}}, Accepts: encodeAll}.Append(b)
 	b = appendEmpty(b, frameWelcome)
 	b = want{Run{5, 64}, true}.append(b)
 	name := HashPage(bytes.Repeat([]byte{1}, PageSize))
 	b = appendPagesHead(b, framePages, 8, []byte{pageZero, pageRaw, pageRepeat}, name[:], PageSize)
 	b = append(b, bytes.Repeat([]byte{1}, PageSize)...)
+	for _, c := range []codec{pageRaw, pageS2, pageZstd} {
+		b = sampleFramer(8).append(b, c)
+	}
 	b = appendZeros(b, Run{0, fuzzPages})
 	b = appendPagesHead(b, frameNames, 8, []byte{pageRaw, pageRaw}, append(name[:], name[:]...), 0)
 	b = appendLacks(b, Run{3, 12}, []byte{0xff, 0x0f})
@@ -67,7 +90,7 @@ func TestFrames(t *testing.T) {
 		kinds = append(kinds, fr.kind)
 		again = encode(again, &fr)
 	}
-	if !bytes.Equal(kinds, allFrames) || !bytes.Equal(again, b) {
+	if kinds = slices.Compact(kinds); !bytes.Equal(kinds, allFrames) || !bytes.Equal(again, b) {
 		t.Errorf("got frames %x, want %x", kinds, allFrames)
 	}
 	// Cut anywhere, it ends with an error and never with a frame too many.
@@ -118,7 +141,15 @@ func TestHostileFrames(t *testing.T) {
 		"pages beyond the end": appendPagesHead(nil, framePages, fuzzPages-1, []byte{0, 0}, nil, 0),
 		"no pages":             appendPagesHead(nil, framePages, 0, nil, nil, 0),
 		"repeat of nothing":    appendPagesHead(nil, framePages, 0, []byte{pageZero, pageRepeat}, nil, 0),
-		"unknown kind":         appendPagesHead(nil, framePages, 0, []byte{3}, name, PageSize),
+		"unknown kind":         appendPagesHead(nil, framePages, 0, []byte{6}, name, PageSize),
+		"packed names":         appendPagesHead(nil, frameNames, 0, []byte{pageS2}, name, 0),
+		"two codecs":           appendPagesHead(nil, framePages, 0, []byte{pageS2, pageZstd}, append(name, name...), 100),
+		"no block":             appendPagesHead(nil, framePages, 0, []byte{pageS2}, name, 0),
+		"long block":           append(appendPagesHead(nil, framePages, 0, []byte{pageS2}, name, PageSize), make([]byte, PageSize)...),
+		"block unasked":        append(appendPagesHead(nil, framePages, 0, []byte{pageRaw}, name, PageSize+1), make([]byte, PageSize+1)...),
+		"huge patch":           append(appendPagesHead(nil, framePages, 0, []byte{pageDelta}, name, 34), append(make([]byte, 32), 0xff, 0xff)...),
+		"long patch":           append(appendPagesHead(nil, framePages, 0, []byte{pageDelta}, name, 34+maxPatch), slices.Concat(make([]byte, 32), []byte{4, 1}, make([]byte, maxPatch))...),
+		"patch unasked":        append(appendPagesHead(nil, framePages, 0, []byte{pageDelta}, name, 35), make([]byte, 35)...),
 		"bytes missing":        appendPagesHead(nil, framePages, 0, []byte{pageRaw}, name, 0),
 		"bytes too many":       appendPagesHead(nil, framePages, 0, []byte{pageZero}, nil, PageSize),
 		"zeros beyond the end": appendZeros(nil, Run{1, fuzzPages}),
@@ -130,6 +161,8 @@ func TestHostileFrames(t *testing.T) {
 		"hello without worker": set(hello, 18, 0),
 		"hello long worker":    set(hello, 18, 200),
 		"hello run count":      set(hello, len(hello)-4, 0xff, 0xff, 0xff, 0xff),
+		"hello no encodings":   append(set(set(hello, 4, hello[4]+1), 5, helloAccepts), 0),
+		"hello accepts cut":    set(hello, 5, helloAccepts),
 		"hello runs touch":     Hello{Worker: "w", Pages: 9, Have: []Run{{0, 1}, {1, 1}}}.Append(nil),
 		"hello run beyond":     Hello{Worker: "w", Pages: 9, Have: []Run{{0, 10}}}.Append(nil),
 		"long message":         append([]byte{frameError, 0, 0, 3, 0}, make([]byte, 768)...),
@@ -161,6 +194,17 @@ func FuzzFrames(f *testing.F) {
 				break
 			}
 			again = encode(again, &fr)
+			if fr.kind != framePages {
+				continue
+			}
+			var at [maxRun]namedPage
+			any := func(_ PageNum, _ Hash, buf []byte) bool {
+				clear(buf)
+				return true
+			}
+			if err := fr.unpack(any, &at); err != nil && !errors.Is(err, ErrProtocol) {
+				t.Error(err)
+			}
 		}
 		if !bytes.HasPrefix(b, again) {
 			t.Errorf("got %x, want the beginning of %x", again, b)
@@ -169,7 +213,8 @@ func FuzzFrames(f *testing.F) {
 }
 
 func FuzzReadHello(f *testing.F) {
-	f.Add(Hello{Worker: "w", Epoch: 7, Pages: 100, Bulk: true, Have: []Run{{1, 2}, {5, 90}}}.Append(nil))
+	f.Add(Hello{Worker: "w", Epoch: 7, Pages: 100, Bulk: true, Have: []Run{{1, 2}, {5, 90}}, Accepts: 0x81}.Append(nil))
+	f.Add(Hello{Worker: "w", Epoch: 7, Pages: 100}.Append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := ReadHello(bytes.NewReader(b))
 		if err != nil {

@@ -168,7 +168,7 @@ func (t *Intake) connect(ctx context.Context, dial func(context.Context) (io.Rea
 
 // serve takes frames until the far side is frozen.
 func (t *Intake) serve(l *intakeLink) error {
-	h := Hello{Worker: t.cfg.Worker, Epoch: t.cfg.Epoch, Pages: t.pages, Rounds: true}
+	h := Hello{Worker: t.cfg.Worker, Epoch: t.cfg.Epoch, Pages: t.pages, Rounds: true, Accepts: encodeAll}
 	if t.cfg.Store != nil && t.cfg.Store.Len() > 0 {
 		h.Names = true
 		if t.cfg.Base != nil {
@@ -226,9 +226,18 @@ func (t *Intake) serve(l *intakeLink) error {
 // receive checks the pages of a frame and puts them in place, unless it is too
 // late for them.
 func (t *Intake) receive(fr *frame) error {
-	names, at, err := fr.verify()
-	if err != nil {
-		return t.named(err)
+	var at [maxRun]namedPage
+	if t.isOver() {
+		return nil
+	}
+	if err := fr.unpack(t.version, &at); err != nil {
+		if errors.Is(err, errNoBase) && t.isOver() {
+			return nil
+		}
+		return err
+	}
+	if err := fr.verify(t.cfg.Worker, &at); err != nil {
+		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -237,20 +246,23 @@ func (t *Intake) receive(fr *frame) error {
 	}
 	for i := range fr.kinds {
 		page := zeroPage[:]
-		if at[i] >= 0 {
-			page = fr.data.bytes[at[i]:][:PageSize]
+		if at[i].at >= 0 {
+			page = fr.data.bytes[int(at[i].at)*PageSize:][:PageSize]
 		}
-		t.placeLocked(fr.run.First+PageNum(i), names[i], page)
+		t.placeLocked(fr.run.First+PageNum(i), fr.name(at[i]), page)
 	}
 	return nil
 }
 
-func (t *Intake) named(err error) error {
-	var pe *PageError
-	if errors.As(err, &pe) {
-		pe.Worker = t.cfg.Worker
+// version finds what is in place of a page, for a patch.
+func (t *Intake) version(p PageNum, name Hash, buf []byte) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if have, state := t.table.Get(p); t.over || state != Named || have != name {
+		return false
 	}
-	return err
+	copy(buf, t.cfg.Region.Data[int(p)*PageSize:])
+	return true
 }
 
 // placeLocked puts a page in place, which may replace an earlier version.

@@ -59,6 +59,23 @@ func hashWith(s *blake3.Hasher, page []byte, h *Hash) {
 	s.Sum(h[:0])
 }
 
+// hashBatch is how many pages are best hashed at once.
+const hashBatch = 16
+
+// hashPages names pages, at most hashBatch and each PageSize bytes, into
+// names, as many.
+func hashPages(names []Hash, pages [][]byte) {
+	if hashVector && len(pages) > 1 {
+		hashPagesVector(names, pages)
+		return
+	}
+	s := hashers.Get().(*blake3.Hasher)
+	for i, p := range pages {
+		hashWith(s, p, &names[i])
+	}
+	hashers.Put(s)
+}
+
 // IsZero reports whether page, at most PageSize bytes, is all zero.
 func IsZero(page []byte) bool {
 	return bytes.Equal(page, zeroPage[:len(page)])

@@ -2,6 +2,7 @@ package pager
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 
 	"github.com/zeebo/blake3"
@@ -54,5 +55,51 @@ func BenchmarkIsZero(b *testing.B) {
 		if !IsZero(page) {
 			b.Fatal()
 		}
+	}
+}
+
+// Pages that are named together have the names they have alone, however many
+// and wherever they lie.
+func TestHashPages(t *testing.T) {
+	r := testRand(t)
+	mem := make([]byte, (hashBatch+1)*PageSize)
+	for range 200 {
+		for i := range mem {
+			mem[i] = byte(r.Uint32())
+		}
+		n := 1 + r.IntN(hashBatch)
+		at := r.IntN(PageSize)
+		var pages [hashBatch][]byte
+		var names [hashBatch]Hash
+		for i := range n {
+			pages[i] = mem[at+i*PageSize:][:PageSize]
+		}
+		hashPages(names[:n], pages[:n])
+		for i := range hashBatch {
+			want := Hash{}
+			if i < n {
+				want = HashPage(pages[i])
+			}
+			if names[i] != want {
+				t.Fatalf("page %d of %d: got %s, want %s", i, n, names[i], want)
+			}
+		}
+	}
+}
+
+func BenchmarkHash(b *testing.B) {
+	mem, _ := benchMemory(hashBatch)
+	var pages [hashBatch][]byte
+	var names [hashBatch]Hash
+	for i := range pages {
+		pages[i] = mem[i*PageSize:][:PageSize]
+	}
+	for _, n := range []int{1, 2, 4, hashBatch} {
+		b.Run(fmt.Sprintf("pages=%d", n), func(b *testing.B) {
+			b.SetBytes(int64(n) * PageSize)
+			for b.Loop() {
+				hashPages(names[:n], pages[:n])
+			}
+		})
 	}
 }

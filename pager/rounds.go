@@ -11,8 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/zeebo/blake3"
 )
 
 const (
@@ -412,14 +410,21 @@ func (r *Rounds) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 		before.cancel(errReplaced)
 		<-before.done
 	}
-	st := &roundStream{Rounds: r, rw: rw, hasher: blake3.New(), buf: make([]byte, maxRun*PageSize), ahead: hello.Names}
+	var rate int64
+	if r.cfg.Rate != nil {
+		rate = r.cfg.Rate()
+	}
+	st := &roundStream{
+		Rounds: r, rw: rw, buf: make([]byte, maxRun*PageSize), ahead: hello.Names,
+		accepts: hello.Accepts, choose: newChooser(hello.Accepts, rate), versions: make(versions),
+	}
 	if base := r.cfg.Base; hello.Names && base != nil && hello.Base == base.Digest() {
 		st.base = base
 	}
 	r.log.Debug("rounds begin", "names", st.ahead, "base", st.base != nil)
 	err = st.serve(ctx, func(src *Source, ended <-chan error) error {
 		leave.Do(r.active.Done) // from here on it is the Source that reads the memory
-		return src.takeOver(ctx, rw, me, ended)
+		return src.takeOver(ctx, rw, me, hello.Accepts, ended)
 	})
 	if ctx.Err() != nil && err != nil {
 		return context.Cause(ctx)
@@ -450,15 +455,20 @@ func (r *Rounds) notify() {
 // A roundStream is one stream of rounds being served.
 type roundStream struct {
 	*Rounds
-	rw     io.ReadWriter
-	hasher *blake3.Hasher
-	pace   pace
-	ahead  bool   // the far side wants names ahead of bytes
-	base   *Table // which it knows, or nil
-	buf    []byte // pages, copied
-	frame  []byte
-	kinds  []byte
-	said   []byte // names in the frame
+	rw       io.ReadWriter
+	pace     pace
+	accepts  Encodings
+	choose   *chooser
+	ahead    bool     // the far side wants names ahead of bytes
+	base     *Table   // which it knows, or nil
+	again    bool     // the first round is over
+	versions versions // what it holds of pages that were sent in later rounds
+	framer   framer
+	buf      []byte // pages, copied
+	hashes   [maxRun]Hash
+	frame    []byte
+	kinds    []byte
+	said     []byte // names in the frame
 
 	// Guarded by Rounds.mu:
 	first    uint32 // frames of this stream are numbered from first+1
@@ -627,6 +637,7 @@ func (st *roundStream) rounds(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		st.again = st.again || sent
 		if bytes = st.stats.bytes.Load() - bytes; sent {
 			st.measure(time.Since(begun), bytes)
 		}
@@ -769,45 +780,13 @@ func (st *roundStream) drop(n uint32) {
 func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) error {
 	buf := st.buf[:int(r.Count)*PageSize]
 	copy(buf, st.cfg.Memory[int(r.First)*PageSize:])
-	st.kinds, st.said = st.kinds[:0], st.said[:0]
-	hashes := make([]Hash, r.Count)
-	var last Hash
-	data := 0
-	for i := range hashes {
-		page := buf[i*PageSize:][:PageSize]
-		if IsZero(page) {
-			hashes[i] = ZeroHash
-			st.kinds = append(st.kinds, pageZero)
-			continue
-		}
-		hashWith(st.hasher, page, &hashes[i])
-		switch {
-		case names && st.asBase(r.First+PageNum(i), hashes[i]):
-			st.kinds = append(st.kinds, pageSame)
-			continue
-		case data > 0 && hashes[i] == last:
-			st.kinds = append(st.kinds, pageRepeat)
-			continue
-		}
-		st.kinds = append(st.kinds, pageRaw)
-		st.said = append(st.said, hashes[i][:]...)
-		last = hashes[i]
-		data++
-	}
-
+	hashes := st.hash(buf)
 	if names {
-		st.frame = appendPagesHead(st.frame[:0], frameNames, r.First, st.kinds, st.said, 0)
+		st.frameNames(r.First, hashes)
 		st.stats.named.Add(uint64(r.Count))
 	} else {
-		st.frame = appendPagesHead(st.frame[:0], framePages, r.First, st.kinds, st.said, data*PageSize)
-		for i, k := range st.kinds {
-			if k == pageRaw {
-				st.frame = append(st.frame, buf[i*PageSize:][:PageSize]...)
-			}
-		}
-		st.stats.pages.Add(uint64(data))
+		st.framePages(r.First, hashes, buf)
 	}
-
 	st.mu.Lock()
 	for i, h := range hashes {
 		if isClosed(st.frozen) {
@@ -829,7 +808,127 @@ func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) 
 	if err := st.pace.wait(ctx, st.cfg.Rate, len(st.frame)); err != nil {
 		return err
 	}
-	return st.write(st.frame)
+	begun := time.Now()
+	err := st.write(st.frame)
+	st.choose.sent(len(st.frame), time.Since(begun))
+	return err
+}
+
+// hash names pages. The names hold until it is called again.
+func (st *roundStream) hash(pages []byte) []Hash {
+	names := st.hashes[:len(pages)/PageSize]
+	var batch [hashBatch][]byte
+	var at [hashBatch]int
+	var got [hashBatch]Hash
+	n := 0
+	for i := range names {
+		page := pages[i*PageSize:][:PageSize]
+		if IsZero(page) {
+			names[i] = ZeroHash
+		} else {
+			batch[n], at[n] = page, i
+			n++
+		}
+		if n < hashBatch && i < len(names)-1 {
+			continue
+		}
+		hashPages(got[:n], batch[:n])
+		for b, i := range at[:n] {
+			names[i] = got[b]
+		}
+		n = 0
+	}
+	return names
+}
+
+// frameNames makes a frame of names.
+func (st *roundStream) frameNames(first PageNum, hashes []Hash) {
+	st.kinds, st.said = st.kinds[:0], st.said[:0]
+	var last Hash
+	for i, h := range hashes {
+		switch {
+		case h == ZeroHash:
+			st.kinds = append(st.kinds, pageZero)
+		case st.asBase(first+PageNum(i), h):
+			st.kinds = append(st.kinds, pageSame)
+		case len(st.said) > 0 && h == last:
+			st.kinds = append(st.kinds, pageRepeat)
+		default:
+			st.kinds = append(st.kinds, pageRaw)
+			st.said = append(st.said, h[:]...)
+			last = h
+		}
+	}
+	st.frame = appendPagesHead(st.frame[:0], frameNames, first, st.kinds, st.said, 0)
+}
+
+// framePages makes a frame of pages: compressed where that saves time, and
+// those that were sent before as what has changed.
+func (st *roundStream) framePages(first PageNum, hashes []Hash, buf []byte) {
+	f := &st.framer
+	f.begin(first)
+	for i, h := range hashes {
+		page := buf[i*PageSize:][:PageSize]
+		switch was := st.versions.take(first + PageNum(i)); {
+		case h == ZeroHash:
+			f.addZero()
+		case was != nil && st.accepts&EncodeDelta != 0:
+			f.addDelta(h, page, was.name, was.bytes[:])
+		default:
+			f.add(h, page)
+		}
+	}
+	st.frame = f.append(st.frame[:0], st.choose.choose())
+	if f.tried != pageRaw {
+		st.choose.encoded(f.tried, f.in, f.out, f.duration)
+	}
+	st.stats.pages.Add(uint64(f.named()))
+	if st.accepts&EncodeDelta == 0 || !st.again {
+		return
+	}
+	// In the first round most pages are sent for the only time.
+	for i, h := range hashes {
+		if h != ZeroHash {
+			st.versions.put(first+PageNum(i), h, buf[i*PageSize:][:PageSize])
+		}
+	}
+}
+
+// versionsMost is how many pages of which the far side holds a version are
+// kept to send the next one as a patch: 16 MiB.
+const versionsMost = 4096
+
+// A version is a page as it was sent last.
+type version struct {
+	name  Hash
+	bytes [PageSize]byte
+}
+
+// versions are the pages sent in later rounds: what is written again and
+// again. Which go when there are too many is left to chance.
+type versions map[PageNum]*version
+
+func (v versions) take(p PageNum) *version {
+	was := v[p]
+	delete(v, p)
+	return was
+}
+
+func (v versions) put(p PageNum, name Hash, page []byte) {
+	var in *version
+	if len(v) >= versionsMost {
+		for q, old := range v {
+			in = old
+			delete(v, q)
+			break
+		}
+	}
+	if in == nil {
+		in = new(version)
+	}
+	in.name = name
+	copy(in.bytes[:], page)
+	v[p] = in
 }
 
 func (st *roundStream) asBase(p PageNum, h Hash) bool {

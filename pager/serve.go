@@ -7,23 +7,23 @@ import (
 	"io"
 	"sync"
 	"time"
-
-	"github.com/zeebo/blake3"
 )
 
 // A stream is one stream being served. Its fields belong to the goroutine
 // that called Serve.
 type stream struct {
 	*Source
-	ctx    context.Context
-	rw     io.ReadWriter
-	hasher *blake3.Hasher
+	ctx     context.Context
+	rw      io.ReadWriter
+	accepts Encodings
 
-	buf   []byte // frame being built
-	kinds []byte
-	names []byte
-	runs  []Run
-	pace  pace
+	framer *framer // of the frame being sent
+	buf    []byte
+	runs   []Run
+	pace   pace
+	// Of a bulk stream.
+	choose *chooser
+	ahead  *ahead
 }
 
 func (st *stream) write(b []byte) error {
@@ -80,10 +80,17 @@ func (st *stream) answer(r Run, again bool) error {
 	}
 	st.mu.Unlock()
 
+	// Zstandard takes a page longer than its bytes take on all but the slowest
+	// links, and somebody waits for this one.
+	c := codec(pageRaw)
+	if st.accepts&EncodeS2 != 0 && st.slow.Load() {
+		c = pageS2
+	}
+	f := st.framer
 	for _, run := range st.runs {
-		kinds, names, data := st.describe(run)
-		if data == 0 {
-			st.stats.zeroPages.Add(uint64(run.Count))
+		st.describe(f, run, st.accepts)
+		st.stats.zeroPages.Add(uint64(f.count() - f.named()))
+		if f.named() == 0 {
 			if err := st.write(appendZeros(st.buf[:0], run)); err != nil {
 				return err
 			}
@@ -91,42 +98,51 @@ func (st *stream) answer(r Run, again bool) error {
 		}
 		// One write a frame: a demanded page is small, and copying it costs
 		// less than a second packet.
-		b := appendPagesHead(st.buf[:0], framePages, run.First, kinds, names, data*PageSize)
-		for i, k := range kinds {
-			if k == pageRaw {
-				b = append(b, st.page(run.First+PageNum(i))...)
-			}
-		}
-		st.buf = b
-		st.stats.demandPages.Add(uint64(data))
-		st.stats.zeroPages.Add(uint64(int(run.Count) - data))
-		if err := st.write(b); err != nil {
+		st.buf = f.append(st.buf[:0], c)
+		st.stats.demandPages.Add(uint64(f.named()))
+		st.count(f)
+		if err := st.write(st.buf); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// describe finds the kinds and names of a run of pages and how many of them
-// have bytes. What it returns holds until it is called again.
-func (st *stream) describe(r Run) (kinds, names []byte, data int) {
-	st.kinds, st.names = st.kinds[:0], st.names[:0]
-	var last Hash
-	for p := r.First; p < r.end(); p++ {
-		h, zero := st.name(p, st.hasher)
-		switch {
-		case zero:
-			st.kinds = append(st.kinds, pageZero)
-		case data > 0 && h == last:
-			st.kinds = append(st.kinds, pageRepeat)
-		default:
-			st.kinds = append(st.kinds, pageRaw)
-			st.names = append(st.names, h[:]...)
-			last = h
-			data++
+// count counts how the pages of a frame were encoded.
+func (s *Source) count(f *framer) {
+	s.stats.deltaPages.Add(uint64(len(f.sizes) / 2))
+	if f.packed != pageRaw {
+		s.stats.packedPages.Add(uint64(len(f.pages)))
+	}
+}
+
+// describe tells f the pages of a run, as patches where accepts has them.
+func (s *Source) describe(f *framer, r Run, accepts Encodings) {
+	f.begin(r.First)
+	var names [hashBatch]Hash
+	var base *[PageSize]byte
+	for r.Count > 0 {
+		part := Run{r.First, min(r.Count, hashBatch)}
+		r.First, r.Count = part.end(), r.Count-part.Count
+		s.nameRun(part, &names)
+		for i := range part.Count {
+			p, name := part.First+PageNum(i), names[i]
+			if name == ZeroHash {
+				f.addZero()
+				continue
+			}
+			if s.base != nil && accepts&EncodeDelta != 0 {
+				if base == nil {
+					base = new([PageSize]byte)
+				}
+				if baseName, ok := s.base(p, base[:]); ok {
+					f.addDelta(name, s.page(p), baseName, base[:])
+					continue
+				}
+			}
+			f.add(name, s.page(p))
 		}
 	}
-	return st.kinds, st.names, data
 }
 
 // An offer is what the reading half of a bulk stream passes to the writing
@@ -159,11 +175,16 @@ func (st *stream) serveBulk(names bool, read func(*offers) error) error {
 		cancel()
 		st.notify()
 	})
-	ahead := make(chan Run, 1)
-	reading.Go(func() { st.hashAhead(ahead) })
+	var most int64
+	if st.rate != nil {
+		most = st.rate()
+	}
+	st.choose = newChooser(st.accepts, most)
+	st.ahead = newAhead()
+	reading.Go(func() { st.ahead.run(st.Source, st.accepts) })
 
-	err := st.push(ctx, o, names, ahead)
-	close(ahead)
+	err := st.push(ctx, o, names)
+	st.ahead.stop()
 	o.mu.Lock()
 	done, cause := o.done, o.err
 	o.mu.Unlock()
@@ -223,20 +244,9 @@ func (st *stream) readBulk(o *offers) error {
 	}
 }
 
-// hashAhead names the pages of the runs it is given, so that the push finds
-// them named when it has written the run before.
-func (st *stream) hashAhead(runs <-chan Run) {
-	hasher := blake3.New()
-	for r := range runs {
-		for p := r.First; p < r.end(); p++ {
-			st.name(p, hasher)
-		}
-	}
-}
-
 // push sends what is left, then waits for more: a demand stream that broke
 // gives pages back. It returns when ctx is done or a write fails.
-func (st *stream) push(ctx context.Context, o *offers, names bool, ahead chan<- Run) error {
+func (st *stream) push(ctx context.Context, o *offers, names bool) error {
 	order := st.recent()
 	st.mu.Lock()
 	st.order = order
@@ -254,7 +264,6 @@ func (st *stream) push(ctx context.Context, o *offers, names bool, ahead chan<- 
 		switch what {
 		case planPages:
 			told = false
-			st.peek(ahead)
 			err = st.sendBulk(ctx, r)
 		case planNames:
 			told = false
@@ -351,19 +360,14 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 	return Run{}, planDone
 }
 
-// peek has the pages hashed that will likely be pushed next.
-func (st *stream) peek(ahead chan<- Run) {
+// peek finds the pages that will likely be pushed after this run.
+func (st *stream) peek() (Run, bool) {
 	st.mu.Lock()
+	defer st.mu.Unlock()
 	runAt, pageAt, near := st.runAt, st.pageAt, st.near
-	r, ok := st.nextLocked(bulkRun, true)
+	r, ok := st.nextLocked(min(st.run*2, bulkRun), true)
 	st.runAt, st.pageAt, st.near = runAt, pageAt, near
-	st.mu.Unlock()
-	if ok {
-		select {
-		case ahead <- r:
-		default: // it is still at the one before
-		}
-	}
+	return r, ok
 }
 
 // yield waits while demands are being answered.
@@ -415,54 +419,91 @@ func (st *stream) pushZeros(ctx context.Context) error {
 }
 
 func (st *stream) sendNames(r Run) error {
-	kinds, names, _ := st.describe(r)
-	st.buf = appendPagesHead(st.buf[:0], frameNames, r.First, kinds, names, 0)
+	f := st.framer
+	st.describe(f, r, 0)
+	st.buf = appendPagesHead(st.buf[:0], frameNames, r.First, f.kinds, f.names, 0)
 	st.stats.namedPages.Add(uint64(r.Count))
 	return st.write(st.buf)
 }
 
-// sendBulk sends a run that was taken. The bytes go from the frozen memory to
-// the stream without a copy of ours, chunk by chunk, and between chunks the
-// push yields to demands and keeps to its rate.
+// sendBulk sends a run that was taken. What is sent as it is goes from the
+// frozen memory to the stream without a copy of ours, chunk by chunk, and
+// between chunks the push yields to demands and keeps to its rate.
 func (st *stream) sendBulk(ctx context.Context, r Run) error {
-	kinds, names, data := st.describe(r)
-	st.stats.zeroPages.Add(uint64(int(r.Count) - data))
-	if data == 0 {
+	f, made := st.ahead.take(r, st.framer)
+	st.framer = f
+	if !made {
+		st.describe(f, r, st.accepts)
+		f.pack(st.choose.choose())
+	}
+	if f.tried != pageRaw {
+		st.choose.encoded(f.tried, f.in, f.out, f.duration)
+	}
+	// While this run is written, the next one is made ready.
+	if next, ok := st.peek(); ok {
+		c := st.choose.choose()
+		st.slow.Store(c != pageRaw)
+		st.ahead.ask(next, c)
+	}
+
+	st.stats.zeroPages.Add(uint64(f.count() - f.named()))
+	if f.named() == 0 {
 		return st.write(appendZeros(st.buf[:0], r))
 	}
-	st.stats.bulkPages.Add(uint64(data))
-	st.buf = appendPagesHead(st.buf[:0], framePages, r.First, kinds, names, data*PageSize)
-	if err := st.pace.wait(ctx, st.rate, len(st.buf)); err != nil {
-		return err
+	st.stats.bulkPages.Add(uint64(f.named()))
+	st.count(f)
+	st.buf = f.appendHead(st.buf[:0])
+	if f.packed != pageRaw {
+		st.buf = f.appendTail(st.buf)
 	}
-	if err := st.write(st.buf); err != nil {
-		return err
+	for at := 0; at < len(st.buf); at += bulkChunk {
+		if err := st.writeBulk(ctx, st.buf[at:min(at+bulkChunk, len(st.buf))]); err != nil {
+			return err
+		}
 	}
-	for i := 0; i < len(kinds); {
-		if kinds[i] != pageRaw {
-			i++
-			continue
+	if f.packed == pageRaw {
+		// Pages that lie side by side are written at once.
+		for i := 0; i < len(f.pages); {
+			chunk := f.pages[i]
+			for i++; i < len(f.pages) && len(chunk) < bulkChunk && adjacent(chunk, f.pages[i]); i++ {
+				chunk = chunk[:len(chunk)+PageSize]
+			}
+			if err := st.writeBulk(ctx, chunk); err != nil {
+				return err
+			}
 		}
-		j := i
-		for j < len(kinds) && kinds[j] == pageRaw && j-i < bulkChunk/PageSize {
-			j++
+		if len(f.patches) > 0 {
+			if err := st.writeBulk(ctx, f.patches); err != nil {
+				return err
+			}
 		}
-		if err := st.yield(ctx); err != nil {
-			return err
-		}
-		at := int(r.First) * PageSize
-		chunk := st.mem[at+i*PageSize : at+j*PageSize]
-		if err := st.pace.wait(ctx, st.rate, len(chunk)); err != nil {
-			return err
-		}
-		if err := st.write(chunk); err != nil {
-			return err
-		}
-		i = j
 	}
 	st.mu.Lock()
 	st.run = min(st.run*2, bulkRun)
 	st.mu.Unlock()
+	return nil
+}
+
+// adjacent reports whether page follows chunk in one memory.
+func adjacent(chunk, page []byte) bool {
+	return cap(chunk) >= len(chunk)+len(page) && &chunk[:len(chunk)+1][len(chunk)] == &page[0]
+}
+
+// writeBulk writes a part of a bulk frame: after demands, and in its time.
+func (st *stream) writeBulk(ctx context.Context, b []byte) error {
+	if err := st.yield(ctx); err != nil {
+		return err
+	}
+	// The time that keeping to the rate takes counts: to what the link lets
+	// through it is all the same whether it cannot or must not do more.
+	start := time.Now()
+	if err := st.pace.wait(ctx, st.rate, len(b)); err != nil {
+		return err
+	}
+	if err := st.write(b); err != nil {
+		return err
+	}
+	st.choose.sent(len(b), time.Since(start))
 	return nil
 }
 

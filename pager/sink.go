@@ -47,6 +47,8 @@ type SinkConfig struct {
 	// nothing of this worker or its app: names ahead cost the push two round
 	// trips before they are given up.
 	Store *Store
+	// Plain asks for pages as they are, neither compressed nor as patches.
+	Plain bool
 	// PathLimit is how long a stream may stay broken before Run gives up with
 	// a PathError, 30 s if 0. StallLimit is how long nothing may arrive
 	// before a stream counts as broken, 10 s if 0.
@@ -127,8 +129,10 @@ type Sink struct {
 	kernelPage int // pages in a page of the kernel
 	log        *slog.Logger
 
-	intake  *Intake // what came before; nil if nothing was to
-	stats   sinkStats
+	intake *Intake // what came before; nil if nothing was to
+	stats  sinkStats
+	// forgot says that a patch came whose base the store had dropped.
+	forgot  atomic.Bool
 	latency histogram // of all faults
 	remote  histogram // of those served from the Source
 
@@ -336,13 +340,16 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 		return badFrame("frame %#x with pages", fr.kind)
 	}
 
-	// Hash before the lock is taken.
-	names, at, err := fr.verify()
-	if err != nil {
-		var pe *PageError
-		if errors.As(err, &pe) {
-			pe.Worker = s.cfg.Worker
+	// Unpack and hash before the lock is taken.
+	var at [maxRun]namedPage
+	if err := fr.unpack(s.base, &at); err != nil {
+		if errors.Is(err, errNoBase) {
+			// Dialled again, without patches, the Source sends what is missing.
+			s.forgot.Store(true)
 		}
+		return err
+	}
+	if err := fr.verify(s.cfg.Worker, &at); err != nil {
 		return err
 	}
 	data := fr.data.bytes
@@ -352,7 +359,7 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 	s.mu.Lock()
 	for i := range fr.kinds {
 		p := fr.run.First + PageNum(i)
-		name := names[i]
+		name := fr.name(at[i])
 		if want, state := s.table.Get(p); state != Unknown && want != name {
 			s.mu.Unlock()
 			return s.pageError(p, want, name, ErrContent)
@@ -362,7 +369,7 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 			continue
 		}
 		s.table.SetName(p, name)
-		if at[i] < 0 {
+		if at[i].at < 0 {
 			s.stats.zeroPages.Add(1)
 			zeros = s.zeroLocked(zeros, p)
 			continue
@@ -382,15 +389,32 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 			continue
 		}
 		j := i + 1
-		for j < len(fr.kinds) && mine[j] && at[j] == at[j-1]+PageSize {
+		for j < len(fr.kinds) && mine[j] && at[j].at == at[j-1].at+1 {
 			j++
 		}
-		if err := s.fill(fr.run.First+PageNum(i), data[at[i]:at[j-1]+PageSize]); err != nil {
+		if err := s.fill(fr.run.First+PageNum(i), data[int(at[i].at)*PageSize:int(at[j-1].at+1)*PageSize]); err != nil {
 			return err
 		}
 		i = j
 	}
 	return nil
+}
+
+// base finds a version of a page for a patch. Only the store has some: where
+// the memory holds a version of a page, no other is brought.
+func (s *Sink) base(_ PageNum, name Hash, buf []byte) bool {
+	return s.cfg.Store != nil && s.cfg.Store.Get(name, buf)
+}
+
+// accepts lists the encodings that the Source may use.
+func (s *Sink) accepts() Encodings {
+	switch {
+	case s.cfg.Plain:
+		return 0
+	case s.cfg.Store == nil || s.forgot.Load():
+		return encodeAll &^ EncodeDelta
+	}
+	return encodeAll
 }
 
 func (s *Sink) receiveZeros(r Run) error {

@@ -18,8 +18,9 @@ var ErrGone = errors.New("worker gone")
 
 const (
 	// bulkRun is how many pages a bulk frame has while nobody waits, 256 KiB,
-	// and leastRun how few right after a demand. Between the two it doubles
-	// with every frame, as CRIU's lazy-pages daemon does.
+	// and leastRun how few right after a demand, or before anything is known of
+	// the link. Between the two it doubles with every frame, as CRIU's
+	// lazy-pages daemon does.
 	bulkRun  = 64
 	leastRun = 4
 
@@ -55,6 +56,10 @@ type SourceConfig struct {
 	// were none. Its Layout is part of what Table knows, and its order takes
 	// the place of Recent.
 	Ahead *Ahead
+	// Base, if not nil, copies into buf, PageSize bytes, a version of page p
+	// that the far side holds in its store, and returns its name; false if there
+	// is none. It must be safe for concurrent use.
+	Base func(p PageNum, buf []byte) (Hash, bool)
 	// Rate is asked for the most bytes a second that the push may take; 0 or
 	// less, or a nil Rate, is no limit. It must be safe for concurrent use.
 	Rate func() int64
@@ -79,6 +84,7 @@ type Source struct {
 	mem    []byte
 	pages  int
 	recent func() []Run
+	base   func(p PageNum, buf []byte) (Hash, bool)
 	rate   func() int64
 	log    *slog.Logger
 
@@ -89,7 +95,9 @@ type Source struct {
 
 	// demanding counts the demands that are being answered, or wait to be.
 	demanding atomic.Int32
-	stats     sourceStats
+	// slow says that the bulk stream finds the link slow enough to compress.
+	slow  atomic.Bool
+	stats sourceStats
 
 	mu sync.Mutex
 	// state holds for each page how it was passed on, and with the flag
@@ -126,6 +134,7 @@ const (
 
 type sourceStats struct {
 	demandPages, bulkPages, zeroPages, heldPages, namedPages, demands, bytes atomic.Uint64
+	packedPages, deltaPages                                                  atomic.Uint64
 }
 
 // SourceStats counts what a Source has sent. Pages sent again after a stream
@@ -138,6 +147,9 @@ type SourceStats struct {
 	// BulkPages were pushed, ZeroPages passed on without bytes, and HeldPages
 	// were at the far side already, by their names.
 	Demands, DemandPages, BulkPages, ZeroPages, HeldPages uint64
+	// PackedPages of those with bytes were sent compressed, and DeltaPages as
+	// patches.
+	PackedPages, DeltaPages uint64
 	// NamedPages is how many names were sent ahead.
 	NamedPages uint64
 	// Bytes is all that was written, frames included.
@@ -167,9 +179,9 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 	}
 	s := &Source{
 		worker: cfg.Worker, epoch: cfg.Epoch,
-		mem: cfg.Memory, pages: pages, recent: func() []Run { return cfg.Recent }, rate: cfg.Rate,
+		mem: cfg.Memory, pages: pages, recent: func() []Run { return cfg.Recent }, base: cfg.Base, rate: cfg.Rate,
 		log:  cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
-		run:  bulkRun,
+		run:  leastRun,
 		wake: make(chan struct{}, 1),
 	}
 	if a := cfg.Ahead; a != nil {
@@ -222,6 +234,47 @@ func (s *Source) name(p PageNum, hasher *blake3.Hasher) (h Hash, zero bool) {
 	return h, false
 }
 
+// nameRun names the pages of a run, at most hashBatch of them, as name does.
+// The name of a page of zeroes is ZeroHash.
+func (s *Source) nameRun(r Run, names *[hashBatch]Hash) {
+	var todo [hashBatch]int
+	var mine [hashBatch]bool
+	var pages [hashBatch][]byte
+	var hashes [hashBatch]Hash
+	n := 0
+	for i := range int(r.Count) {
+		p := r.First + PageNum(i)
+		known := &s.known[p]
+		switch known.Load() {
+		case nameSet:
+			names[i] = s.names[p]
+			continue
+		case nameZero:
+			names[i] = ZeroHash
+			continue
+		}
+		mine[n] = known.CompareAndSwap(nameUnset, nameBusy)
+		page := s.page(p)
+		if IsZero(page) {
+			known.Store(nameZero)
+			names[i] = ZeroHash
+			continue
+		}
+		todo[n], pages[n] = i, page
+		n++
+	}
+	hashPages(hashes[:n], pages[:n])
+	for k, i := range todo[:n] {
+		names[i] = hashes[k]
+		// Whoever finds another at work does not wait for it: the page is likely
+		// demanded, and hashing it twice costs a few microseconds.
+		if mine[k] {
+			s.names[r.First+PageNum(i)] = hashes[k]
+			s.known[r.First+PageNum(i)].Store(nameSet)
+		}
+	}
+}
+
 // Table is what the Source knows of its pages by now. It is the caller's.
 func (s *Source) Table() *Table {
 	t := NewTable(s.pages)
@@ -246,6 +299,7 @@ func (s *Source) Stats() SourceStats {
 		Pages: s.pages, Unsent: left,
 		Demands: c.demands.Load(), DemandPages: c.demandPages.Load(), BulkPages: c.bulkPages.Load(),
 		ZeroPages: c.zeroPages.Load(), HeldPages: c.heldPages.Load(), NamedPages: c.namedPages.Load(),
+		PackedPages: c.packedPages.Load(), DeltaPages: c.deltaPages.Load(),
 		Bytes: c.bytes.Load(),
 	}
 }
@@ -330,7 +384,7 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	s.apply(hello)
 	s.log.Debug("serving pages", "bulk", hello.Bulk, "names", hello.Names, "have", CountPages(hello.Have))
 
-	st := &stream{Source: s, ctx: ctx, rw: rw, hasher: blake3.New()}
+	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: hello.Accepts, framer: new(framer)}
 	if err = st.write(appendEmpty(nil, frameWelcome)); err == nil {
 		if hello.Bulk {
 			err = st.serveBulk(hello.Names, st.readBulk)
@@ -346,7 +400,7 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 
 // takeOver pushes on a stream that rounds have opened, on which nothing more
 // is to come but its end.
-func (s *Source) takeOver(ctx context.Context, rw io.ReadWriter, me *serving, ended <-chan error) error {
+func (s *Source) takeOver(ctx context.Context, rw io.ReadWriter, me *serving, accepts Encodings, ended <-chan error) error {
 	before, err := s.enter(true, me)
 	if err != nil {
 		return err
@@ -355,7 +409,7 @@ func (s *Source) takeOver(ctx context.Context, rw io.ReadWriter, me *serving, en
 	if before != nil { // the far side has given this one up meanwhile
 		return errReplaced
 	}
-	st := &stream{Source: s, ctx: ctx, rw: rw, hasher: blake3.New()}
+	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: accepts &^ EncodeDelta, framer: new(framer)}
 	return st.serveBulk(false, func(*offers) error { return <-ended })
 }
 
@@ -507,11 +561,16 @@ func (s *Source) Keep(ctx context.Context, store *Store) (*Table, error) {
 			store.put(h, s.page(p))
 		}
 	}
-	for p := range PageNum(s.pages) {
-		if p%256 == 0 && ctx.Err() != nil {
+	var names [hashBatch]Hash
+	for p := 0; p < s.pages; p += hashBatch {
+		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		keep(p)
+		r := Run{PageNum(p), uint32(min(hashBatch, s.pages-p))}
+		s.nameRun(r, &names)
+		for i := range PageNum(r.Count) {
+			store.put(names[i], s.page(r.First+i)) // put leaves out those of zeroes
+		}
 	}
 	order := s.recent()
 	for i := len(order) - 1; i >= 0; i-- {

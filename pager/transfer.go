@@ -287,7 +287,7 @@ func (l *link) write(b []byte) error {
 }
 
 func (l *link) hello(bulk bool, have []Run) error {
-	h := Hello{Worker: l.cfg.Worker, Epoch: l.cfg.Epoch, Pages: l.pages, Bulk: bulk, Have: have}
+	h := Hello{Worker: l.cfg.Worker, Epoch: l.cfg.Epoch, Pages: l.pages, Bulk: bulk, Have: have, Accepts: l.accepts()}
 	h.Names = bulk && l.cfg.Store != nil && l.cfg.Store.Len() > 0
 	return l.write(h.Append(nil))
 }
