@@ -335,7 +335,7 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	pages, tbl, err := m.n.frozenPages(m.w, m.epoch, size, zero, recent)
+	pages, tbl, err := m.n.frozenPages(m.w, m.to, m.epoch, size, zero, recent)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -25,6 +25,9 @@ const (
 	// kept, so that one that comes back finds it; a small machine keeps a
 	// sixteenth of its memory at most.
 	maxStoreBytes = 256 << 20
+	// pushWeight is the weight of a worker that runs at its destination and
+	// still has pages here.
+	pushWeight = 4
 )
 
 // storeBytes returns how much memory the store of pages may take.
@@ -36,19 +39,20 @@ func storeBytes() int64 {
 }
 
 // frozenPages makes what serves a frozen worker's pages, and its page table as
-// it travels. The names of pages are computed as they are sent, not now: now
+// it travels to its new home. The names of pages are computed as they are sent, not now: now
 // the worker stands still.
-func (n *Node) frozenPages(w *worker, epoch uint64, size int64, zero, recent []pager.Run) (*pager.Source, []byte, error) {
+func (n *Node) frozenPages(w *worker, to mesh.NodeID, epoch uint64, size int64, zero, recent []pager.Run) (*pager.Source, []byte, error) {
 	r := w.runner.Region()
 	t := pager.NewTable(int(size / pager.PageSize))
 	for _, run := range zero {
 		t.Set(run, pager.Zero)
 	}
+	share := n.budget.Share(string(to), pushWeight)
 	s, err := pager.NewSource(pager.SourceConfig{
-		Worker: w.ID, Epoch: epoch, Memory: r.Data[:size], Table: t, Recent: recent, Log: n.log,
-		Rate: func() int64 { return n.cfg.PushRate },
+		Worker: w.ID, Epoch: epoch, Memory: r.Data[:size], Table: t, Recent: recent, Share: share, Log: n.log,
 	})
 	if err != nil {
+		share.Close()
 		return nil, nil, err
 	}
 	return s, t.Append(nil), nil

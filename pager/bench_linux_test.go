@@ -181,7 +181,7 @@ func BenchmarkDemand(b *testing.B) {
 		d := &delayedDialer{delay: rtt / 2}
 		d.src = newTestSource(b, mem, func(cfg *SourceConfig) {
 			cfg.Log = quiet()
-			cfg.Rate = func() int64 { return 1 } // no push
+			cfg.Share = NewBudget(1).Share("sink", 1) // no push
 		})
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
@@ -282,7 +282,15 @@ type quicDialer struct {
 	serving        sync.WaitGroup
 }
 
-type quicStream struct{ *quic.Stream }
+type quicStream struct {
+	*quic.Stream
+	conn *quic.Conn
+}
+
+func (s quicStream) RTT() (time.Duration, uint64) {
+	st := s.conn.ConnectionStats()
+	return st.LatestRTT, st.PacketsReceived
+}
 
 func (s quicStream) Close() error {
 	s.CancelRead(0)
@@ -299,13 +307,14 @@ func (d *quicDialer) open(ctx context.Context, bulk bool) (io.ReadWriteCloser, e
 		if err != nil {
 			return
 		}
-		defer quicStream{st}.Close()
-		h, err := ReadHello(st)
+		rw := quicStream{st, d.server}
+		defer rw.Close()
+		h, err := ReadHello(rw)
 		if err == nil {
-			_ = d.src.Serve(ctx, h, st)
+			_ = d.src.Serve(ctx, h, rw)
 		}
 	})
-	return quicStream{st}, nil
+	return quicStream{st, d.client}, nil
 }
 
 func (d *quicDialer) Demand(ctx context.Context) (io.ReadWriteCloser, error) {
@@ -361,8 +370,8 @@ func BenchmarkBulk(b *testing.B) {
 	mem, _ := benchMemory(pages)
 	mib := float64(len(mem)) / (1 << 20)
 
-	transfer := func(b *testing.B, armed bool, dialer func(*Source) Dialer) time.Duration {
-		src, err := NewSource(SourceConfig{Worker: "w", Epoch: 3, Memory: mem, Log: quiet()})
+	transfer := func(b *testing.B, armed bool, share *Share, dialer func(*Source) Dialer) time.Duration {
+		src, err := NewSource(SourceConfig{Worker: "w", Epoch: 3, Memory: mem, Share: share, Log: quiet()})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -401,14 +410,15 @@ func BenchmarkBulk(b *testing.B) {
 		b.Run("path=pipe/"+name, func(b *testing.B) {
 			var total time.Duration
 			for b.Loop() {
-				total += transfer(b, armed, func(src *Source) Dialer { return newPipes(b, src) })
+				total += transfer(b, armed, nil, func(src *Source) Dialer { return newPipes(b, src) })
 			}
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric(mib*float64(b.N)/total.Seconds(), "MiB/s")
 		})
 		b.Run("path=quic/"+name, func(b *testing.B) {
 			client, server := quicPair(b)
-			var total, plain, totalCPU, plainCPU time.Duration
+			var total, plain, paced, totalCPU, plainCPU time.Duration
+			budget := NewBudget(0)
 			for b.Loop() {
 				start, used := time.Now(), cpu(b)
 				bare(b, client, server, mem)
@@ -416,8 +426,11 @@ func BenchmarkBulk(b *testing.B) {
 				plainCPU += cpu(b) - used
 				d := &quicDialer{client: client, server: server}
 				used = cpu(b)
-				total += transfer(b, armed, func(src *Source) Dialer { d.src = src; return d })
+				total += transfer(b, armed, nil, func(src *Source) Dialer { d.src = src; return d })
 				totalCPU += cpu(b) - used
+				d.serving.Wait()
+				// The same with an eye on the queue, of which there is none.
+				paced += transfer(b, armed, budget.Share("sink", 1), func(src *Source) Dialer { d.src = src; return d })
 				d.serving.Wait()
 			}
 			// On a machine that does other things too, processor time tells
@@ -427,6 +440,7 @@ func BenchmarkBulk(b *testing.B) {
 			b.ReportMetric(mib*float64(b.N)/total.Seconds(), "MiB/s")
 			b.ReportMetric(mib*float64(b.N)/plain.Seconds(), "MiB/s-bare")
 			b.ReportMetric(plain.Seconds()/total.Seconds(), "of-bare")
+			b.ReportMetric(total.Seconds()/paced.Seconds(), "paced-of-unpaced")
 		})
 	}
 }

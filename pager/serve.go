@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"github.com/zeebo/blake3"
 )
@@ -24,6 +23,7 @@ type stream struct {
 	names []byte
 	runs  []Run
 	pace  pace
+	meter Meter // of rw; nil if it has none
 }
 
 func (st *stream) write(b []byte) error {
@@ -285,10 +285,12 @@ const (
 
 // plan decides what to send next, and takes it.
 func (st *stream) plan(o *offers, names bool) (Run, int) {
+	most := uint32(st.share.bytesIn(frameTime, bulkRun*PageSize) / PageSize)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	run := min(st.run, most)
 
 	take := func(r Run) (Run, bool) {
 		runs := st.takeLocked(st.runs[:0], r, bulk, false)
@@ -306,7 +308,7 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 			r.First, r.Count = r.First+1, r.Count-1
 		}
 		n := uint32(0)
-		for n < r.Count && n < st.run && st.state[r.First+PageNum(n)]&^offered == unsent {
+		for n < r.Count && n < run && st.state[r.First+PageNum(n)]&^offered == unsent {
 			n++
 		}
 		rest := Run{r.First + PageNum(n), r.Count - n}
@@ -337,7 +339,7 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 		// All that is left was offered and answered on this stream, and then
 		// given back by a demand stream that broke. Send it.
 	}
-	if r, ok := st.nextLocked(st.run, len(o.waiting) > 0); ok {
+	if r, ok := st.nextLocked(run, len(o.waiting) > 0); ok {
 		r, _ = take(r)
 		return r, planPages
 	}
@@ -428,7 +430,7 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 	}
 	st.stats.bulkPages.Add(uint64(data))
 	st.buf = appendPagesHead(st.buf[:0], framePages, r.First, kinds, names, data*PageSize)
-	if err := st.pace.wait(ctx, st.rate, len(st.buf)); err != nil {
+	if err := st.pace.wait(ctx, st.share, st.meter, len(st.buf)); err != nil {
 		return err
 	}
 	if err := st.write(st.buf); err != nil {
@@ -439,8 +441,8 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 			i++
 			continue
 		}
-		j := i
-		for j < len(kinds) && kinds[j] == pageRaw && j-i < bulkChunk/PageSize {
+		j, most := i, st.share.bytesIn(chunkTime, bulkChunk)/PageSize
+		for j < len(kinds) && kinds[j] == pageRaw && j-i < most {
 			j++
 		}
 		if err := st.yield(ctx); err != nil {
@@ -448,7 +450,7 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 		}
 		at := int(r.First) * PageSize
 		chunk := st.mem[at+i*PageSize : at+j*PageSize]
-		if err := st.pace.wait(ctx, st.rate, len(chunk)); err != nil {
+		if err := st.pace.wait(ctx, st.share, st.meter, len(chunk)); err != nil {
 			return err
 		}
 		if err := st.write(chunk); err != nil {
@@ -460,45 +462,4 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 	st.run = min(st.run*2, bulkRun)
 	st.mu.Unlock()
 	return nil
-}
-
-// A pace keeps writes to a rate: what was written pushes the time of the next
-// write back by as long as it takes at that rate.
-type pace struct {
-	next  time.Time
-	timer *time.Timer
-}
-
-// paceSlack is how far a late writer may catch up.
-const paceSlack = 2 * time.Millisecond
-
-func (p *pace) wait(ctx context.Context, rate func() int64, bytes int) error {
-	if rate == nil {
-		return nil
-	}
-	perSecond := rate()
-	if perSecond <= 0 {
-		return nil
-	}
-	now := time.Now()
-	if early := now.Add(-paceSlack); p.next.Before(early) {
-		p.next = early
-	}
-	wait := p.next.Sub(now)
-	p.next = p.next.Add(time.Duration(float64(bytes) / float64(perSecond) * float64(time.Second)))
-	if wait <= 0 {
-		return nil
-	}
-	if p.timer == nil {
-		p.timer = time.NewTimer(wait)
-	} else {
-		p.timer.Reset(wait)
-	}
-	select {
-	case <-p.timer.C:
-		return nil
-	case <-ctx.Done():
-		p.timer.Stop()
-		return context.Cause(ctx)
-	}
 }

@@ -405,7 +405,7 @@ func TestRunnerGone(t *testing.T) {
 	mem := testMemory(testRand(t), pages, 0)
 	c := startArmable(t, pages)
 	sink := armSink(t, c, pages, nil)
-	src := newTestSource(t, mem, func(cfg *SourceConfig) { cfg.Rate = func() int64 { return 8 << 20 } })
+	src := newTestSource(t, mem, func(cfg *SourceConfig) { cfg.Share = NewBudget(8<<20).Share("sink", 1) })
 	wait, _ := runSink(t, sink, newPipes(t, src))
 	waitFor(t, "first pages", func() bool { return sink.Stats().BulkPages > 0 })
 	c.kill()

@@ -51,9 +51,10 @@ type SourceConfig struct {
 	// Recent lists pages in the order of their last write, latest first, as
 	// Recency.Order has it. Those are pushed first, the others by address.
 	Recent []Run
-	// Rate is asked for the most bytes a second that the push may take; 0 or
-	// less, or a nil Rate, is no limit. It must be safe for concurrent use.
-	Rate func() int64
+	// Share says how fast the push may be, in company with others. Nil is no
+	// limit. A bulk stream that is a Meter keeps the queue on its way short.
+	// The Source closes it.
+	Share *Share
 	// Log is never nil.
 	Log *slog.Logger
 }
@@ -75,7 +76,7 @@ type Source struct {
 	mem    []byte
 	pages  int
 	recent []Run
-	rate   func() int64
+	share  *Share
 	log    *slog.Logger
 
 	// names holds the names computed so far; name p is there once known[p] is
@@ -159,7 +160,7 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 	}
 	s := &Source{
 		worker: cfg.Worker, epoch: cfg.Epoch,
-		mem: cfg.Memory, pages: pages, recent: cfg.Recent, rate: cfg.Rate,
+		mem: cfg.Memory, pages: pages, recent: cfg.Recent, share: cfg.Share,
 		log:   cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
 		names: make([]Hash, pages), known: make([]atomic.Uint32, pages),
 		state: make([]uint8, pages), unsent: pages,
@@ -251,6 +252,9 @@ func (s *Source) Close() {
 	}
 	s.mu.Unlock()
 	s.active.Wait()
+	if s.share != nil {
+		s.share.Close()
+	}
 }
 
 // ServeDemand reads a Hello from rw and serves the stream as Serve does. It
@@ -320,6 +324,7 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	s.log.Debug("serving pages", "bulk", hello.Bulk, "names", hello.Names, "have", CountPages(hello.Have))
 
 	st := &stream{Source: s, ctx: ctx, rw: rw, hasher: blake3.New()}
+	st.meter, _ = rw.(Meter)
 	if err = st.write(appendEmpty(nil, frameWelcome)); err == nil {
 		if hello.Bulk {
 			err = st.serveBulk(hello.Names)
