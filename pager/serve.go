@@ -67,12 +67,14 @@ func streamEnd(err error) error {
 
 // answer sends the wanted pages. The first page, for which somebody waits, is
 // sent in a frame of its own, so that it can be put in place before the rest
-// has crossed.
+// has crossed; the next ones, which may be waited for before all are there, in
+// frames that double.
 func (st *stream) answer(r Run, again bool) error {
 	st.mu.Lock()
 	st.runs = st.takeLocked(st.runs[:0], Run{r.First, 1}, demand, again)
-	if r.Count > 1 {
-		st.runs = append(st.runs, st.takeLocked(nil, Run{r.First + 1, r.Count - 1}, demand, again)...)
+	for at, n := r.First+1, uint32(1); at < r.end(); at, n = at+PageNum(n), min(2*n, answerRun) {
+		n = min(n, uint32(r.end()-at))
+		st.runs = append(st.runs, st.takeLocked(nil, Run{at, n}, demand, again)...)
 	}
 	st.run = leastRun
 	if end := r.end(); int(end) < st.pages {

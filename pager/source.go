@@ -23,6 +23,9 @@ const (
 	bulkRun  = 64
 	leastRun = 4
 
+	// answerRun is how many pages a frame of an answer has at most.
+	answerRun = 16
+
 	// bulkChunk is written at once, in bytes: between chunks the push looks
 	// whether a demand is being answered.
 	bulkChunk = 64 << 10
