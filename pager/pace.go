@@ -55,15 +55,16 @@ func (p *pace) wait(ctx context.Context, share *Share, m Meter, bytes int) error
 		return nil
 	}
 	share.begin()
-	defer share.end(bytes)
+	defer share.end()
+	var waited time.Duration
 	for {
 		now := time.Now()
-		wait := p.pay(now, share.rate(now, m))
+		rate, byRoute := share.rate(now, m, waited)
+		wait := min(p.pay(now, rate), paceLook)
 		if wait <= 0 {
 			p.debt += float64(bytes)
 			return nil
 		}
-		wait = min(wait, paceLook)
 		if p.timer == nil {
 			p.timer = time.NewTimer(wait)
 		} else {
@@ -74,6 +75,10 @@ func (p *pace) wait(ctx context.Context, share *Share, m Meter, bytes int) error
 		case <-ctx.Done():
 			p.timer.Stop()
 			return context.Cause(ctx)
+		}
+		waited = 0
+		if byRoute {
+			waited = time.Since(now)
 		}
 	}
 }

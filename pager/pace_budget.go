@@ -116,7 +116,7 @@ func (s *Share) Close() {
 // Rate is how many bytes a second the share may push now; math.MaxInt64 if
 // nothing limits it.
 func (s *Share) Rate() int64 {
-	r := s.rate(time.Now(), nil)
+	r, _ := s.rate(time.Now(), nil, 0)
 	if r >= math.MaxInt64 {
 		return math.MaxInt64
 	}
@@ -129,7 +129,8 @@ func (s *Share) bytesIn(d time.Duration, most int) int {
 	if s == nil {
 		return most
 	}
-	n := s.rate(time.Now(), nil) * d.Seconds()
+	rate, _ := s.rate(time.Now(), nil, 0)
+	n := rate * d.Seconds()
 	if n >= float64(most) {
 		return most
 	}
@@ -142,20 +143,22 @@ func (s *Share) begin() {
 	s.budget.mu.Unlock()
 }
 
-func (s *Share) end(bytes int) {
+func (s *Share) end() {
 	now := time.Now()
 	s.budget.mu.Lock()
 	s.writers--
 	s.seen = now
-	s.path.route.pushed(now, bytes)
 	s.budget.mu.Unlock()
 }
 
-// rate looks at what m measures, if not nil, and returns the rate now.
-func (s *Share) rate(now time.Time, m Meter) float64 {
+// rate looks at what m measures, if not nil, and returns the rate now and
+// whether the route is what limits it. waited is for how long it has done so
+// since the last call.
+func (s *Share) rate(now time.Time, m Meter, waited time.Duration) (rate float64, byRoute bool) {
 	b := s.budget
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	s.path.route.waited(waited)
 	if m != nil {
 		if rtt, count := m.RTT(); count != s.path.count {
 			s.path.count = count
@@ -165,13 +168,14 @@ func (s *Share) rate(now time.Time, m Meter) float64 {
 	return b.divideLocked(now, s)
 }
 
-// divideLocked is how much one share gets. The limit is poured out evenly by
+// divideLocked is how much one share gets, and whether that is all its route
+// carries. The limit is poured out evenly by
 // weight; a path that is full leaves its part to the others.
-func (b *Budget) divideLocked(now time.Time, s *Share) float64 {
+func (b *Budget) divideLocked(now time.Time, s *Share) (rate float64, byRoute bool) {
 	mine := s.path.weightLocked(now, s)
 	route := s.path.route.rate(now)
 	if b.most <= 0 {
-		return route * s.weight / mine
+		return route * s.weight / mine, true
 	}
 	type demand struct{ weight, most float64 }
 	paths := make([]demand, 0, 8)
@@ -200,9 +204,9 @@ func (b *Budget) divideLocked(now time.Time, s *Share) float64 {
 	}
 	level := left / weights // bytes a second for each unit of weight
 	if weights <= 0 || level*mine > route {
-		level = route / mine
+		return route * s.weight / mine, true
 	}
-	return level * s.weight
+	return level * s.weight, false
 }
 
 // weightLocked is the weight of all shares on the path that want to push, and

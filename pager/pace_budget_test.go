@@ -20,52 +20,57 @@ func wanting(b *Budget, peer string, weight int, now time.Time) *Share {
 	return s
 }
 
+func rateOf(s *Share, now time.Time) float64 {
+	rate, _ := s.rate(now, nil, 0)
+	return rate
+}
+
 func closeTo(got, want float64) bool { return math.Abs(got-want) <= want*1e-6 }
 
 func TestBudgetDivides(t *testing.T) {
 	now := time.Unix(0, 0)
 	b := NewBudget(0)
 	one := wanting(b, "a", 1, now)
-	if got := one.rate(now, nil); !math.IsInf(got, 1) {
+	if got := rateOf(one, now); !math.IsInf(got, 1) {
 		t.Errorf("without any limit: %v", got)
 	}
 	if got := one.Rate(); got != math.MaxInt64 {
 		t.Errorf("without any limit: Rate is %v", got)
 	}
 	b.SetRate(1000)
-	if got := one.rate(now, nil); !closeTo(got, 1000) {
+	if got := rateOf(one, now); !closeTo(got, 1000) {
 		t.Errorf("alone: %v of 1000", got)
 	}
 	two := wanting(b, "b", 3, now)
-	if got := two.rate(now, nil); !closeTo(got, 750) {
+	if got := rateOf(two, now); !closeTo(got, 750) {
 		t.Errorf("weight 3 against 1: %v of 1000", got)
 	}
 	b.routes["b"].route = fixedRoute(200)
-	if got := two.rate(now, nil); !closeTo(got, 200) {
+	if got := rateOf(two, now); !closeTo(got, 200) {
 		t.Errorf("over a route of 200: %v", got)
 	}
-	if got := one.rate(now, nil); !closeTo(got, 800) {
+	if got := rateOf(one, now); !closeTo(got, 800) {
 		t.Errorf("what the other cannot use is not given away: %v of 800", got)
 	}
 	later := now.Add(2 * shareIdle)
-	if got := one.rate(later, nil); !closeTo(got, 1000) {
+	if got := rateOf(one, later); !closeTo(got, 1000) {
 		t.Errorf("beside one that pushes nothing: %v of 1000", got)
 	}
 	two.begin()
-	if got := one.rate(later, nil); !closeTo(got, 800) {
+	if got := rateOf(one, later); !closeTo(got, 800) {
 		t.Errorf("beside one that waits to push: %v of 800", got)
 	}
-	two.end(0)
+	two.end()
 	two.Close()
 	two.Close()
-	if got := one.rate(now, nil); !closeTo(got, 1000) {
+	if got := rateOf(one, now); !closeTo(got, 1000) {
 		t.Errorf("beside one that was closed: %v of 1000", got)
 	}
-	if got := two.rate(now, nil); !(got > 0) {
+	if got := rateOf(two, now); !(got > 0) {
 		t.Errorf("one that was closed and still writes: %v", got)
 	}
 	one.SetWeight(-5)
-	if got := one.rate(now, nil); !(got > 0) {
+	if got := rateOf(one, now); !(got > 0) {
 		t.Errorf("with a negative weight: %v", got)
 	}
 }
@@ -96,7 +101,7 @@ func TestBudgetIsFair(t *testing.T) {
 		used := map[*path]float64{}
 		var sum, could float64
 		for _, s := range shares {
-			got := s.rate(now, nil)
+			got := rateOf(s, now)
 			if !(got > 0) {
 				t.Fatalf("a share gets %v", got)
 			}
@@ -114,7 +119,7 @@ func TestBudgetIsFair(t *testing.T) {
 		}
 		for _, s := range shares {
 			for _, o := range shares {
-				mine, other := s.rate(now, nil)/s.weight, o.rate(now, nil)/o.weight
+				mine, other := rateOf(s, now)/s.weight, rateOf(o, now)/o.weight
 				if mine < other*(1-1e-6) && used[s.path] < carries[s.path]*(1-1e-6) {
 					t.Fatalf("one share gets %v for its weight, another %v, and the first one's route is not full", mine, other)
 				}
@@ -150,15 +155,15 @@ func TestShareLooksAtMeter(t *testing.T) {
 	s := NewBudget(0).Share("a", 1)
 	m := &fakeMeter{rtt: 10 * time.Millisecond}
 	now := time.Unix(0, 0)
-	if got := s.rate(now, m); !math.IsInf(got, 1) {
+	if got, _ := s.rate(now, m, 0); !math.IsInf(got, 1) {
 		t.Errorf("before anything was measured: %v", got)
 	}
 	m.count = 1
-	if got := s.rate(now, m); math.IsInf(got, 1) {
+	if got, _ := s.rate(now, m, 0); math.IsInf(got, 1) {
 		t.Error("what was measured is not looked at")
 	}
 	for range 5 {
-		s.rate(now, m)
+		s.rate(now, m, 0)
 	}
 	if n := s.path.route.n; n != 1 {
 		t.Errorf("one round trip was taken in %d times", n)

@@ -27,8 +27,10 @@ const (
 	// routeGain is how much of the way to its target the rate goes in one round
 	// trip. Half is as fast and swings; see TestRouteSettles.
 	routeGain = 0.25
-	// leastRound is the shortest time to judge a rate by.
-	leastRound = 4 * time.Millisecond
+	// leastRound is the shortest time to judge a rate by, and leastSamples the
+	// fewest round trips.
+	leastRound   = 4 * time.Millisecond
+	leastSamples = 4
 	// baseAge is how long a round trip counts as the route's own, without a
 	// queue. A route that gets longer is believed after that time.
 	baseAge = 10 * time.Second
@@ -61,8 +63,9 @@ const (
 //     halved. It does so in every second round trip, since what a rate does to
 //     the queue is seen a round trip later: doubling in each left a queue of
 //     three round trips, not one.
-//   - It grows only while it is used: a push that something else holds back
-//     says nothing about the route.
+//   - It grows only while it is what the push waits for: one that something
+//     else holds back says nothing about the route. (What part of it was used
+//     says less: on a busy machine timers are late, and it never grew.)
 //   - base is the least of the last 10 to 20 s. For two round trips in that
 //     time the push halves its rate, so that its own queue does not pass for
 //     the length of the route (BBR's ProbeRTT).
@@ -86,9 +89,8 @@ type route struct {
 
 	roundAt time.Time
 	round   time.Duration // least sample of this round; 0 if none
-	used    float64       // bytes pushed in this round
-	allowed float64       // bytes that could have been
-	paidAt  time.Time
+	samples int
+	waits   time.Duration // what the push waited for this route's rate in it
 }
 
 // sample takes in a round trip that was measured just now.
@@ -100,13 +102,14 @@ func (r *route) sample(now time.Time, rtt time.Duration) {
 		r.base, r.next, r.periodAt = rtt, rtt, now
 		r.estimate = firstBytes / max(rtt, firstTime).Seconds()
 		r.starting = true
-		r.roundAt, r.paidAt = now, now
+		r.roundAt = now
 	}
 	r.last[r.n%len(r.last)] = rtt
 	r.n++
 	if r.round == 0 || rtt < r.round {
 		r.round = rtt
 	}
+	r.samples++
 	r.base, r.next = min(r.base, rtt), min(r.next, rtt)
 	if now.Sub(r.periodAt) >= baseAge {
 		if r.probing.Before(r.periodAt) {
@@ -126,14 +129,14 @@ func (r *route) sample(now time.Time, rtt time.Duration) {
 		}
 		length *= 2
 	}
-	if now.Sub(r.roundAt) >= length {
+	if now.Sub(r.roundAt) >= length && r.samples >= leastSamples {
 		r.judge(now)
 	}
 }
 
 // begin begins a round.
 func (r *route) begin(now time.Time) {
-	r.roundAt, r.round, r.used, r.allowed = now, 0, 0, 0
+	r.roundAt, r.round, r.samples, r.waits = now, 0, 0, 0
 }
 
 // least is the least of the latest samples.
@@ -147,9 +150,8 @@ func (r *route) least() time.Duration {
 
 // judge ends a round.
 func (r *route) judge(now time.Time) {
-	r.account(now)
 	f := r.factor(r.round)
-	busy := r.used >= 0.75*r.allowed
+	busy := r.waits >= now.Sub(r.roundAt)/2
 	switch {
 	case r.starting && busy:
 		r.estimate *= 2
@@ -175,20 +177,8 @@ func (r *route) factor(rtt time.Duration) float64 {
 	return float64(r.base+r.target()) / float64(rtt)
 }
 
-// account counts what could have been pushed up to now.
-func (r *route) account(now time.Time) {
-	r.allowed += r.rate(now) * now.Sub(r.paidAt).Seconds()
-	r.paidAt = now
-}
-
-// pushed says that bytes were let go.
-func (r *route) pushed(now time.Time, bytes int) {
-	if r.estimate == 0 {
-		return
-	}
-	r.account(now)
-	r.used += float64(bytes)
-}
+// waited says that the push has waited so long for this route's rate.
+func (r *route) waited(d time.Duration) { r.waits += d }
 
 // rate is how fast to push now, in bytes a second. It is infinite before the
 // first sample: a stream that measures nothing is not held back.

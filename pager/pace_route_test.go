@@ -19,6 +19,8 @@ type bottleneck struct {
 	// what else is on the link, bytes a second.
 	jitter time.Duration
 	other  float64
+	// late is how late timers are in the mean.
+	late time.Duration
 	// supply is the most the push has to send, bytes a second; 0 is no limit.
 	supply float64
 
@@ -53,6 +55,7 @@ func (b *bottleneck) run(d time.Duration) (used float64, median, p99 time.Durati
 	b.sent, b.queued = 0, b.queued[:0]
 	var p pace
 	var credit float64
+	waited := false
 	end := b.now.Add(d)
 	for ; b.now.Before(end); b.now = b.now.Add(step) {
 		for len(b.acks) > 0 && !b.acks[0].at.After(b.now) {
@@ -60,15 +63,22 @@ func (b *bottleneck) run(d time.Duration) (used float64, median, p99 time.Durati
 			b.acks = b.acks[1:]
 		}
 		b.carry(b.other * step.Seconds())
+		if waited {
+			b.route.waited(step)
+		}
 		b.queued = append(b.queued, max(0, b.free.Sub(b.now)))
 		credit = min(credit+b.supply*step.Seconds(), 64<<10)
 		for b.supply == 0 || credit >= PageSize {
 			rate := b.route.rate(b.now)
 			if p.pay(b.now, rate) > 0 {
+				waited = true
 				break
 			}
+			if b.late > 0 && waited && b.r.Float64() > float64(step)/float64(b.late) {
+				break // the timer is late
+			}
 			chunk := max(PageSize, int(min(rate*chunkTime.Seconds(), bulkChunk))/PageSize*PageSize)
-			b.route.pushed(b.now, chunk)
+			waited = false
 			p.debt += float64(chunk)
 			credit -= float64(chunk)
 			b.sent += float64(chunk)
@@ -191,6 +201,19 @@ func TestRouteJitter(t *testing.T) {
 		if used < 0.8 {
 			t.Errorf("jitter %v: used %.2f of the link, want 0.8", jitter, used)
 		}
+	}
+}
+
+// On a machine that is busy with other things timers are late and
+// acknowledgements are seen late.
+func TestRouteOnBusyMachine(t *testing.T) {
+	b := newBottleneck(testRand(t), 100*mbit, 10*time.Millisecond)
+	b.late, b.jitter = 5*time.Millisecond, 10*time.Millisecond
+	b.run(5 * time.Second)
+	used, median, p99 := b.run(20 * time.Second)
+	t.Logf("%.2f of the link, queue %v, p99 %v", used, median, p99)
+	if used < 0.6 {
+		t.Errorf("used %.2f of the link, want 0.6", used)
 	}
 }
 
