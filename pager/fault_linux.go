@@ -231,6 +231,10 @@ func (s *Sink) startFaults(fail context.CancelCauseFunc) (stop func(), err error
 		return nil, fmt.Errorf("serve faults: %w", err)
 	}
 	file := os.NewFile(uintptr(fd), "userfaultfd")
+	if err := file.SetReadDeadline(time.Time{}); err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("serve faults: the userfaultfd is not non-blocking: %w", err)
+	}
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		if err := s.serveFaults(file); err != nil {

@@ -31,7 +31,6 @@ type bottleneck struct {
 	odd     bool
 	sent    float64
 	queued  []time.Duration // what each chunk found
-	backlog []float64
 }
 
 type ack struct {
