@@ -158,10 +158,12 @@ func (r *route) judge(now time.Time) {
 	case r.starting:
 	case f < 0.5:
 		r.estimate /= 2
-	case f < 1 || busy:
-		// Without a queue on a long route f is next to 1.
+	case f < 1:
+		r.estimate *= 1 + routeGain*(f-1)
+	case busy:
+		// On a long route f is next to 1 even without a queue.
 		empty := 1 - float64(r.round-r.base)/float64(r.target())
-		r.estimate *= 1 + routeGain*max(-1, min(f-1, 1), empty/16)
+		r.estimate *= 1 + routeGain*max(min(f, 2)-1, empty/16)
 	}
 	r.estimate = max(floorBytes/max(r.round, floorTime).Seconds(), min(r.estimate, ceiling))
 	r.begin(now)

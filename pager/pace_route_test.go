@@ -24,13 +24,13 @@ type bottleneck struct {
 	// supply is the most the push has to send, bytes a second; 0 is no limit.
 	supply float64
 
-	route   route
-	now     time.Time
-	free    time.Time // when the link has sent what waits
-	acks    []ack
-	odd     bool
-	sent    float64
-	queued  []time.Duration // what each chunk found
+	route  route
+	now    time.Time
+	free   time.Time // when the link has sent what waits
+	acks   []ack
+	odd    bool
+	sent   float64
+	queued []time.Duration // what each chunk found
 }
 
 type ack struct {
