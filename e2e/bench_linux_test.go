@@ -171,44 +171,6 @@ func BenchmarkMove(b *testing.B) {
 	}
 }
 
-// BenchmarkFault is how long a worker waits for a page over an otherwise idle
-// link with a round trip of 10 ms: the source pushes so little that the worker
-// has to ask for what it touches.
-func BenchmarkFault(b *testing.B) {
-	b.Run("rtt=10ms", func(b *testing.B) {
-		var m control.Migration
-		for range b.N {
-			p := newPair(b, "--push-rate", "1MiB")
-			p.worker(16)
-			p.link("delay=5ms")
-			move := p.command(p.a, "worker", "migrate", "kv", "--to", "b", "-o", "json")
-			var out bytes.Buffer
-			move.Stdout, move.Stderr = &out, os.Stderr
-			if err := move.Start(); err != nil {
-				b.Fatal(err)
-			}
-			p.wait("the worker at b", func() bool {
-				var w control.Worker
-				p.json(p.b, &w, "worker", "show", "kv")
-				return w.HomeName == "b"
-			})
-			for i := range 200 {
-				p.run(p.b, "worker", "call", "kv", fmt.Sprintf("get k%d", (i*7919)%12000))
-			}
-			if err := move.Wait(); err != nil {
-				b.Fatal(err)
-			}
-			if err := json.Unmarshal(out.Bytes(), &m); err != nil {
-				b.Fatal(err)
-			}
-		}
-		b.ReportMetric(m.FaultMsP50, "ms-p50")
-		b.ReportMetric(m.FaultMsP99, "ms-p99")
-		b.ReportMetric(float64(m.PagesDemanded), "pages-demanded")
-		b.ReportMetric(0, "ns/op")
-	})
-}
-
 // BenchmarkDrainRate is how much of a capped link the drain of a worker's memory
 // uses, hashing and verification included.
 func BenchmarkDrainRate(b *testing.B) {

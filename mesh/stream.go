@@ -115,6 +115,14 @@ func (s *Stream) Class() Class { return s.conn.class }
 // unreachable, has left, or this mesh has stopped.
 func (s *Stream) Context() context.Context { return s.conn.q.Context() }
 
+// RTT is the latest round trip that a packet of the stream's connection took,
+// queues on the way included, and count rises with every packet that comes in.
+// Nothing is sent for it.
+func (s *Stream) RTT() (latest time.Duration, count uint64) {
+	st := s.conn.q.ConnectionStats()
+	return st.LatestRTT, st.PacketsReceived
+}
+
 // Read implements io.Reader. It ends with io.EOF where the peer closed its
 // side, with a [ResetError] or [ErrUnknownProtocol] where it reset the stream,
 // and with [ErrUnreachable] where the connection broke.

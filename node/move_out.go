@@ -234,7 +234,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 		return nil, errGone
 	}
 	w.move = m
-	m.writes = n.watchWrites(n.ctx, w, int64(m.memory), strategy.Rounds())
+	m.writes = n.watchWrites(n.ctx, w, to.ID, int64(m.memory), strategy.Rounds())
 	n.startOut(m)
 	return m, nil
 }
@@ -398,7 +398,7 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	pages, err := m.n.frozenPages(m.w, m.epoch, frozen)
+	pages, err := m.n.frozenPages(m.w, m.to, m.epoch, frozen)
 	if err != nil {
 		return nil, nil, err
 	}

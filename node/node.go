@@ -57,7 +57,7 @@ type Config struct {
 	EventTimeout time.Duration   // the longest an event may take [10 s]
 	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
 	Move         handover.Params // waits of a move
-	PushRate     int64           // bytes a second that a move may push; 0 is no limit
+	PushRate     int64           // bytes a second that all moves together may push; 0 is no limit
 	PageCache    int64           // bytes on disk for pages of workers that were here [512 MiB]; below 0 none
 
 	Exe     string // the meshnode binary, run again as the runner [this one]
@@ -96,7 +96,8 @@ type Node struct {
 	metrics *metrics
 	server  *control.Server
 	store   *pager.Store
-	bases   *pager.Bases // page tables of workers that have left
+	bases   *pager.Bases  // page tables of workers that have left
+	budget  *pager.Budget // of what all moves push
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 
@@ -155,6 +156,7 @@ func New(cfg Config) (n *Node, err error) {
 		cfg: cfg, log: cfg.Log, started: time.Now(), support: pager.Probe(),
 		incarnation: handover.NewIncarnation(),
 		modules:     modules{dir: filepath.Join(cfg.StateDir, "modules")},
+		budget:      pager.NewBudget(cfg.PushRate),
 		workers:     make(map[string]*worker),
 		ended:       make(map[string]*worker),
 		outgoing:    make(map[handover.MoveID]*moveOut),

@@ -29,6 +29,9 @@ const (
 	maxStoreBytes = 256 << 20
 	// defaultPageCache is how much of it is kept on disk.
 	defaultPageCache = 512 << 20
+	// pushWeight is the weight of a worker that runs at its destination and
+	// still has pages here.
+	pushWeight = 4
 )
 
 // storeBytes returns how much memory the store of pages may take.
@@ -65,21 +68,23 @@ func (n *Node) closePages() error {
 	return errors.Join(errs...)
 }
 
-// pushRate is the most that a move may push, in bytes a second; 0 is no limit.
-func (n *Node) pushRate() int64 { return n.cfg.PushRate }
-
-// frozenPages makes what serves a frozen worker's pages. The names of pages are
-// computed as they are sent, not now: now the worker stands still.
-func (n *Node) frozenPages(w *worker, epoch uint64, f frozenMemory) (*pager.Source, error) {
+// frozenPages makes what serves a frozen worker's pages to its new home. The
+// names of pages are computed as they are sent, not now: now the worker stands
+// still.
+func (n *Node) frozenPages(w *worker, to mesh.NodeID, epoch uint64, f frozenMemory) (*pager.Source, error) {
 	r := w.runner.Region()
 	cfg := pager.SourceConfig{
 		Worker: w.ID, Epoch: epoch, Memory: r.Data[:f.layout.Pages*pager.PageSize],
-		Ahead: f.ahead, Rate: n.pushRate, Log: n.log,
+		Ahead: f.ahead, Share: n.budget.Share(string(to), pushWeight), Log: n.log,
 	}
 	if f.ahead == nil {
 		cfg.Table = zeroTable(f.layout)
 	}
-	return pager.NewSource(cfg)
+	s, err := pager.NewSource(cfg)
+	if err != nil {
+		cfg.Share.Close()
+	}
+	return s, err
 }
 
 // zeroTable is what a layout says of a memory of which nothing else is known.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"meshnode/mesh"
 	"meshnode/pager"
 )
 
@@ -19,6 +20,7 @@ const trackInterval = 20 * time.Millisecond
 // only those have to be looked at again while the worker stands still.
 type writeLog struct {
 	w     *worker
+	to    mesh.NodeID
 	size  int64 // of the memory at the beginning, in bytes
 	stop  context.CancelFunc
 	began chan struct{}
@@ -33,9 +35,9 @@ type writeLog struct {
 
 // watchWrites starts to watch w, whose memory is size bytes now. With dear,
 // writes are found by comparing hashes where the kernel cannot tell.
-func (n *Node) watchWrites(ctx context.Context, w *worker, size int64, dear bool) *writeLog {
+func (n *Node) watchWrites(ctx context.Context, w *worker, to mesh.NodeID, size int64, dear bool) *writeLog {
 	ctx, cancel := context.WithCancel(ctx)
-	l := &writeLog{w: w, size: size, stop: cancel, began: make(chan struct{}), ended: make(chan struct{})}
+	l := &writeLog{w: w, to: to, size: size, stop: cancel, began: make(chan struct{}), ended: make(chan struct{})}
 	n.tasks.Go(func() {
 		defer close(l.ended)
 		err := l.begin(n, dear)
@@ -90,7 +92,7 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 	l.tracker = t
 	l.rounds, err = pager.NewRounds(pager.RoundsConfig{
 		Worker: l.w.ID, Epoch: l.w.epochNow(), Memory: r.Data[:l.w.MemoryLimit], Size: l.w.memoryNow,
-		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), Rate: n.pushRate, Log: n.log,
+		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), Share: n.budget.Share(string(l.to), 1), Log: n.log,
 	})
 	return err
 }

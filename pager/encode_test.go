@@ -284,7 +284,7 @@ func TestEncodedTransfer(t *testing.T) {
 			mem := texturedMemory(r, pages, tc.kinds...)
 			sink, data := fillSink(t, pages, func(cfg *SinkConfig) { cfg.Plain = tc.plain })
 			src := newTestSource(t, mem, func(cfg *SourceConfig) {
-				cfg.Rate = func() int64 { return 8 << 20 }
+				cfg.Share = NewBudget(8<<20).Share("sink", 1)
 			})
 			if err := sink.Run(testContext(t), newPipes(t, src)); err != nil {
 				t.Fatal(err)

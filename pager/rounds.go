@@ -48,8 +48,8 @@ type RoundsConfig struct {
 	// nil if it was made here. A destination that knew it as that, too, is told
 	// no name that has not changed.
 	Base *Table
-	// Rate is as in SourceConfig.
-	Rate func() int64
+	// Share is as in SourceConfig, and closed by Close.
+	Share *Share
 	// Log is never nil.
 	Log *slog.Logger
 }
@@ -380,6 +380,9 @@ func (r *Rounds) Close() {
 	}
 	r.mu.Unlock()
 	r.active.Wait()
+	if r.cfg.Share != nil {
+		r.cfg.Share.Close()
+	}
 }
 
 // Serve serves a stream whose Hello asked for rounds, until it breaks, ctx is
@@ -410,17 +413,14 @@ func (r *Rounds) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 		before.cancel(errReplaced)
 		<-before.done
 	}
-	var rate int64
-	if r.cfg.Rate != nil {
-		rate = r.cfg.Rate()
-	}
 	st := &roundStream{
 		Rounds: r, rw: rw, buf: make([]byte, maxRun*PageSize), ahead: hello.Names,
-		accepts: hello.Accepts, choose: newChooser(hello.Accepts, rate), versions: make(versions),
+		accepts: hello.Accepts, choose: newChooser(hello.Accepts, r.cfg.Share.most()), versions: make(versions),
 	}
 	if base := r.cfg.Base; hello.Names && base != nil && hello.Base == base.Digest() {
 		st.base = base
 	}
+	st.meter, _ = rw.(Meter)
 	r.log.Debug("rounds begin", "names", st.ahead, "base", st.base != nil)
 	err = st.serve(ctx, func(src *Source, ended <-chan error) error {
 		leave.Do(r.active.Done) // from here on it is the Source that reads the memory
@@ -457,6 +457,7 @@ type roundStream struct {
 	*Rounds
 	rw       io.ReadWriter
 	pace     pace
+	meter    Meter // of rw; nil if it has none
 	accepts  Encodings
 	choose   *chooser
 	ahead    bool     // the far side wants names ahead of bytes
@@ -805,13 +806,19 @@ func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) 
 	st.inFlight += len(st.frame)
 	st.sizes = append(st.sizes, len(st.frame))
 	st.mu.Unlock()
-	if err := st.pace.wait(ctx, st.cfg.Rate, len(st.frame)); err != nil {
-		return err
-	}
 	begun := time.Now()
-	err := st.write(st.frame)
+	most := st.cfg.Share.bytesIn(chunkTime, bulkChunk)
+	for at := 0; at < len(st.frame); at += most {
+		chunk := st.frame[at:min(at+most, len(st.frame))]
+		if err := st.pace.wait(ctx, st.cfg.Share, st.meter, len(chunk)); err != nil {
+			return err
+		}
+		if err := st.write(chunk); err != nil {
+			return err
+		}
+	}
 	st.choose.sent(len(st.frame), time.Since(begun))
-	return err
+	return nil
 }
 
 // hash names pages. The names hold until it is called again.

@@ -21,6 +21,7 @@ type stream struct {
 	buf    []byte
 	runs   []Run
 	pace   pace
+	meter  Meter // of rw; nil if it has none
 	// Of a bulk stream.
 	choose *chooser
 	ahead  *ahead
@@ -67,12 +68,14 @@ func streamEnd(err error) error {
 
 // answer sends the wanted pages. The first page, for which somebody waits, is
 // sent in a frame of its own, so that it can be put in place before the rest
-// has crossed.
+// has crossed; the next ones, which may be waited for before all are there, in
+// frames that double.
 func (st *stream) answer(r Run, again bool) error {
 	st.mu.Lock()
 	st.runs = st.takeLocked(st.runs[:0], Run{r.First, 1}, demand, again)
-	if r.Count > 1 {
-		st.runs = append(st.runs, st.takeLocked(nil, Run{r.First + 1, r.Count - 1}, demand, again)...)
+	for at, n := r.First+1, uint32(1); at < r.end(); at, n = at+PageNum(n), min(2*n, answerRun) {
+		n = min(n, uint32(r.end()-at))
+		st.runs = append(st.runs, st.takeLocked(nil, Run{at, n}, demand, again)...)
 	}
 	st.run = leastRun
 	if end := r.end(); int(end) < st.pages {
@@ -175,11 +178,7 @@ func (st *stream) serveBulk(names bool, read func(*offers) error) error {
 		cancel()
 		st.notify()
 	})
-	var most int64
-	if st.rate != nil {
-		most = st.rate()
-	}
-	st.choose = newChooser(st.accepts, most)
+	st.choose = newChooser(st.accepts, st.share.most())
 	st.ahead = newAhead()
 	reading.Go(func() { st.ahead.run(st.Source, st.accepts) })
 
@@ -298,10 +297,12 @@ const (
 
 // plan decides what to send next, and takes it.
 func (st *stream) plan(o *offers, names bool) (Run, int) {
+	most := uint32(st.share.bytesIn(frameTime, bulkRun*PageSize) / PageSize)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	run := min(st.run, most)
 
 	take := func(r Run) (Run, bool) {
 		runs := st.takeLocked(st.runs[:0], r, bulk, false)
@@ -319,7 +320,7 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 			r.First, r.Count = r.First+1, r.Count-1
 		}
 		n := uint32(0)
-		for n < r.Count && n < st.run && st.state[r.First+PageNum(n)]&^offered == unsent {
+		for n < r.Count && n < run && st.state[r.First+PageNum(n)]&^offered == unsent {
 			n++
 		}
 		rest := Run{r.First + PageNum(n), r.Count - n}
@@ -350,7 +351,7 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 		// All that is left was offered and answered on this stream, and then
 		// given back by a demand stream that broke. Send it.
 	}
-	if r, ok := st.nextLocked(st.run, len(o.waiting) > 0); ok {
+	if r, ok := st.nextLocked(run, len(o.waiting) > 0); ok {
 		r, _ = take(r)
 		return r, planPages
 	}
@@ -456,8 +457,9 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 	if f.packed != pageRaw {
 		st.buf = f.appendTail(st.buf)
 	}
-	for at := 0; at < len(st.buf); at += bulkChunk {
-		if err := st.writeBulk(ctx, st.buf[at:min(at+bulkChunk, len(st.buf))]); err != nil {
+	most := st.share.bytesIn(chunkTime, bulkChunk)
+	for at := 0; at < len(st.buf); at += most {
+		if err := st.writeBulk(ctx, st.buf[at:min(at+most, len(st.buf))]); err != nil {
 			return err
 		}
 	}
@@ -465,7 +467,7 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 		// Pages that lie side by side are written at once.
 		for i := 0; i < len(f.pages); {
 			chunk := f.pages[i]
-			for i++; i < len(f.pages) && len(chunk) < bulkChunk && adjacent(chunk, f.pages[i]); i++ {
+			for i++; i < len(f.pages) && len(chunk) < most && adjacent(chunk, f.pages[i]); i++ {
 				chunk = chunk[:len(chunk)+PageSize]
 			}
 			if err := st.writeBulk(ctx, chunk); err != nil {
@@ -497,7 +499,7 @@ func (st *stream) writeBulk(ctx context.Context, b []byte) error {
 	// The time that keeping to the rate takes counts: to what the link lets
 	// through it is all the same whether it cannot or must not do more.
 	start := time.Now()
-	if err := st.pace.wait(ctx, st.rate, len(b)); err != nil {
+	if err := st.pace.wait(ctx, st.share, st.meter, len(b)); err != nil {
 		return err
 	}
 	if err := st.write(b); err != nil {
@@ -505,45 +507,4 @@ func (st *stream) writeBulk(ctx context.Context, b []byte) error {
 	}
 	st.choose.sent(len(b), time.Since(start))
 	return nil
-}
-
-// A pace keeps writes to a rate: what was written pushes the time of the next
-// write back by as long as it takes at that rate.
-type pace struct {
-	next  time.Time
-	timer *time.Timer
-}
-
-// paceSlack is how far a late writer may catch up.
-const paceSlack = 2 * time.Millisecond
-
-func (p *pace) wait(ctx context.Context, rate func() int64, bytes int) error {
-	if rate == nil {
-		return nil
-	}
-	perSecond := rate()
-	if perSecond <= 0 {
-		return nil
-	}
-	now := time.Now()
-	if early := now.Add(-paceSlack); p.next.Before(early) {
-		p.next = early
-	}
-	wait := p.next.Sub(now)
-	p.next = p.next.Add(time.Duration(float64(bytes) / float64(perSecond) * float64(time.Second)))
-	if wait <= 0 {
-		return nil
-	}
-	if p.timer == nil {
-		p.timer = time.NewTimer(wait)
-	} else {
-		p.timer.Reset(wait)
-	}
-	select {
-	case <-p.timer.C:
-		return nil
-	case <-ctx.Done():
-		p.timer.Stop()
-		return context.Cause(ctx)
-	}
 }

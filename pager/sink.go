@@ -149,7 +149,9 @@ type Sink struct {
 	waits   map[PageNum]*wait
 	stages  map[PageNum]*stage
 	touched []PageNum
-	ahead   readAhead
+	ahead   readAhead // of pages that are here
+	trend   trend     // of pages at the Source
+	batches []batch   // of wants, in the order of their answers
 	wants   []want
 	rtt     time.Duration // smoothed, of demanded pages
 	done    chan struct{} // closed when missing falls to 0
@@ -166,6 +168,14 @@ type wait struct {
 	asked  time.Time
 	tries  int
 	remote bool
+	lead   bool // the page was asked for because of this fault
+}
+
+// A batch is what was asked for at one fault.
+type batch struct {
+	lead   PageNum
+	extras int       // pages brought along that have not come
+	at     time.Time // when the last of its pages came
 }
 
 // A stage gathers the pages of one kernel page.
@@ -565,8 +575,9 @@ func (s *Sink) settle(r Run) {
 		}
 		if w.remote {
 			s.remote.add(took)
-			if w.tries == 1 {
+			if w.tries == 1 && w.lead {
 				s.rtt += (took - s.rtt) / 4
+				s.trend.waited(took)
 			}
 		}
 	}
@@ -575,29 +586,6 @@ func (s *Sink) settle(r Run) {
 
 func (s *Sink) pageError(p PageNum, want, got Hash, err error) error {
 	return &PageError{Worker: s.cfg.Worker, Page: p, Want: want, Got: got, Err: err}
-}
-
-// A readAhead decides how many pages to bring with one that is waited for:
-// few at first, more with each fault that goes on where the last one's pages
-// ended.
-type readAhead struct {
-	next PageNum // the page after the last brought along
-	run  uint32
-}
-
-const (
-	aheadFirst = 4
-	aheadMost  = 64
-)
-
-// at is how many pages to bring at a fault on page p.
-func (a *readAhead) at(p PageNum) uint32 {
-	if a.run > 0 && p >= a.next && p-a.next <= PageNum(a.run) {
-		a.run = min(a.run*2, aheadMost)
-	} else {
-		a.run = aheadFirst
-	}
-	return a.run
 }
 
 // onFault deals with a page that somebody waits for, on the fault thread. It
@@ -650,7 +638,10 @@ func (s *Sink) onFault(p PageNum, buf []byte) error {
 				w.remote, w.asked, w.tries = true, now, 1
 				s.stats.demanded.Add(1)
 			}
+			// It was foretold, and what follows it may be as well.
+			s.aheadLocked(p)
 			s.mu.Unlock()
+			s.wantsNotify()
 			return nil
 		}
 
@@ -682,7 +673,9 @@ func (s *Sink) onFault(p PageNum, buf []byte) error {
 			w.remote, w.asked, w.tries = true, now, 1
 			s.stats.demanded.Add(1)
 		}
-		s.askLocked(p)
+		w.lead = true
+		s.askLocked(p, false)
+		s.aheadLocked(p)
 		s.mu.Unlock()
 		s.wantsNotify()
 		return nil
@@ -699,25 +692,67 @@ func (s *Sink) kernelPageLocked(p PageNum) uint8 {
 	return state
 }
 
-// askLocked queues wants for what is absent of the kernel page at p, and for
-// some of what follows.
-func (s *Sink) askLocked(p PageNum) {
-	most := PageNum(max(s.ahead.at(p), uint32(s.group)))
-	for q := p; q < p+most && int(q) < s.pages; q++ {
+// askLocked queues wants for what is absent of the kernel page at p, and says
+// how much that is. With join they may become part of the want before.
+func (s *Sink) askLocked(p PageNum, join bool) (pages int) {
+	for q := p; q < p+PageNum(s.group); q++ {
 		if s.state[q] != absent {
-			if q < p+PageNum(s.group) {
-				continue
-			}
-			break
+			continue
 		}
 		s.state[q] = asked
-		s.ahead.next = q + 1
-		if n := len(s.wants); n > 0 && q != p && !s.wants[n-1].again && s.wants[n-1].run.end() == q {
+		pages++
+		if n := len(s.wants); n > 0 && join && !s.wants[n-1].again && s.wants[n-1].run.end() == q && s.wants[n-1].run.Count < maxRun {
 			s.wants[n-1].run.Count++
 		} else {
 			s.wants = append(s.wants, want{run: Run{q, 1}})
 		}
+		join = true
 	}
+	return pages
+}
+
+// aheadLocked queues wants for the pages that will likely be touched after p.
+func (s *Sink) aheadLocked(p PageNum) {
+	g := s.trend.fault(int(p) / s.group)
+	b := batch{lead: p}
+	for i := range g.count {
+		u := g.first + i*g.stride
+		if u < 0 || (u+1)*s.group > s.pages {
+			break
+		}
+		b.extras += s.askLocked(PageNum(u*s.group), true)
+	}
+	if b.extras > 0 {
+		if len(s.batches) == maxBatches {
+			s.batches = s.batches[:copy(s.batches, s.batches[1:])]
+		}
+		s.batches = append(s.batches, b)
+	}
+}
+
+// maxBatches is of how many faults the extra pages are waited for.
+const maxBatches = 16
+
+// answered measures what extra pages cost, by the frames of the demand stream:
+// their answers follow that for the page they came along with at once.
+func (s *Sink) answered(r Run) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.batches {
+		if s.batches[i].lead == r.First {
+			s.batches = s.batches[:copy(s.batches, s.batches[i:])]
+			s.batches[0].at = now
+			return
+		}
+	}
+	if len(s.batches) == 0 || s.batches[0].at.IsZero() || s.batches[0].extras < int(r.Count) {
+		return
+	}
+	b := &s.batches[0]
+	s.trend.took(now.Sub(b.at), int(r.Count))
+	b.at = now
+	b.extras -= int(r.Count)
 }
 
 func (s *Sink) wantsNotify() {

@@ -399,13 +399,41 @@ func TestOccupied(t *testing.T) {
 	})
 }
 
+// A worker that walks backward by strides gets the pages of its walk, each
+// with the right bytes, and next to no others, with small pages of the kernel
+// and with large ones.
+func TestPagesBroughtAlong(t *testing.T) {
+	for _, group := range []int{1, 4} {
+		t.Run(fmt.Sprintf("kernel page=%dKiB", group*PageSize>>10), func(t *testing.T) {
+			const pages, stride = 4096, 24
+			mem := testMemory(testRand(t), pages, 0)
+			c := startArmable(t, pages)
+			sink := armSinkKernel(t, c, pages, group*PageSize, nil)
+			src := newTestSource(t, mem, func(cfg *SourceConfig) { cfg.Share = NewBudget(1).Share("sink", 1) }) // no push
+			wait, cancel := runSink(t, sink, newPipes(t, src))
+			var list []PageNum
+			for p := pages - stride; p > 0; p -= stride {
+				list = append(list, PageNum(p))
+			}
+			checkHashes(t, mem, list, c.do(childRequest{Op: "hash", Pages: list}).Hashes)
+			st := src.Stats()
+			if least, most := uint64(len(list)), uint64((len(list)+aheadMost)*group); st.DemandPages < least || st.DemandPages > most {
+				t.Errorf("%d pages sent for %d touches, want %d to %d", st.DemandPages, len(list), least, most)
+			}
+			c.kill()
+			cancel()
+			_ = wait()
+		})
+	}
+}
+
 // The runner is killed while pages arrive.
 func TestRunnerGone(t *testing.T) {
 	const pages = 4096
 	mem := testMemory(testRand(t), pages, 0)
 	c := startArmable(t, pages)
 	sink := armSink(t, c, pages, nil)
-	src := newTestSource(t, mem, func(cfg *SourceConfig) { cfg.Rate = func() int64 { return 8 << 20 } })
+	src := newTestSource(t, mem, func(cfg *SourceConfig) { cfg.Share = NewBudget(8<<20).Share("sink", 1) })
 	wait, _ := runSink(t, sink, newPipes(t, src))
 	waitFor(t, "first pages", func() bool { return sink.Stats().BulkPages > 0 })
 	c.kill()

@@ -24,6 +24,9 @@ const (
 	bulkRun  = 64
 	leastRun = 4
 
+	// answerRun is how many pages a frame of an answer has at most.
+	answerRun = 16
+
 	// bulkChunk is written at once, in bytes: between chunks the push looks
 	// whether a demand is being answered.
 	bulkChunk = 64 << 10
@@ -60,9 +63,10 @@ type SourceConfig struct {
 	// that the far side holds in its store, and returns its name; false if there
 	// is none. It must be safe for concurrent use.
 	Base func(p PageNum, buf []byte) (Hash, bool)
-	// Rate is asked for the most bytes a second that the push may take; 0 or
-	// less, or a nil Rate, is no limit. It must be safe for concurrent use.
-	Rate func() int64
+	// Share says how fast the push may be, in company with others. Nil is no
+	// limit. A bulk stream that is a Meter keeps the queue on its way short.
+	// The Source closes it.
+	Share *Share
 	// Log is never nil.
 	Log *slog.Logger
 }
@@ -85,7 +89,7 @@ type Source struct {
 	pages  int
 	recent func() []Run
 	base   func(p PageNum, buf []byte) (Hash, bool)
-	rate   func() int64
+	share  *Share
 	log    *slog.Logger
 
 	// names holds the names computed so far; name p is there once known[p] is
@@ -179,7 +183,7 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 	}
 	s := &Source{
 		worker: cfg.Worker, epoch: cfg.Epoch,
-		mem: cfg.Memory, pages: pages, recent: func() []Run { return cfg.Recent }, base: cfg.Base, rate: cfg.Rate,
+		mem: cfg.Memory, pages: pages, recent: func() []Run { return cfg.Recent }, base: cfg.Base, share: cfg.Share,
 		log:  cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
 		run:  leastRun,
 		wake: make(chan struct{}, 1),
@@ -316,6 +320,9 @@ func (s *Source) Close() {
 	}
 	s.mu.Unlock()
 	s.active.Wait()
+	if s.share != nil {
+		s.share.Close()
+	}
 }
 
 // ServeDemand reads a Hello from rw and serves the stream as Serve does. It
@@ -385,6 +392,7 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	s.log.Debug("serving pages", "bulk", hello.Bulk, "names", hello.Names, "have", CountPages(hello.Have))
 
 	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: hello.Accepts, framer: new(framer)}
+	st.meter, _ = rw.(Meter)
 	if err = st.write(appendEmpty(nil, frameWelcome)); err == nil {
 		if hello.Bulk {
 			err = st.serveBulk(hello.Names, st.readBulk)

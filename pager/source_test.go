@@ -317,28 +317,6 @@ func TestNamesGivenUp(t *testing.T) {
 	}
 }
 
-// A Source that paces itself keeps to its rate, told in bytes a second of
-// what it wrote. The clock is the pace's own, so nothing is waited for here.
-func TestPace(t *testing.T) {
-	var p pace
-	ctx := context.Background()
-	if err := p.wait(ctx, func() int64 { return 1 << 30 }, 1<<20); err != nil {
-		t.Fatal(err)
-	}
-	if ahead := time.Until(p.next); ahead > time.Second {
-		t.Errorf("1 MiB at 1 GiB/s pushes the next write %s back", ahead)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	cancel()
-	p.next = time.Now().Add(time.Hour)
-	if err := p.wait(ctx, func() int64 { return 1 }, 1); !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, want %v", err, context.Canceled)
-	}
-	if err := p.wait(ctx, nil, 1); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestConfigRefused(t *testing.T) {
 	mem := make([]byte, 4*PageSize)
 	for name, cfg := range map[string]SourceConfig{

@@ -346,6 +346,7 @@ func (l *link) readDemand() error {
 		case frameError:
 			return &RemoteError{Code: fr.code, Message: fr.message}
 		default:
+			l.answered(fr.run)
 			err = l.receive(&fr, &l.stats.demandPages)
 			in.putBuffer(fr.data)
 			if err != nil {
@@ -364,7 +365,7 @@ func (s *Sink) restartDemand() []Run {
 			s.state[p] = absent
 		}
 	}
-	s.wants = s.wants[:0]
+	s.wants, s.batches = s.wants[:0], s.batches[:0]
 	now := time.Now()
 	for p, w := range s.waits {
 		if s.kernelPageLocked(p) > asked {
@@ -372,7 +373,8 @@ func (s *Sink) restartDemand() []Run {
 		}
 		w.asked = now
 		w.tries++
-		s.askLocked(p)
+		w.lead = true
+		s.askLocked(p, false)
 	}
 	s.mu.Unlock()
 	return s.heldRuns()

@@ -107,7 +107,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.Var(&metrics, "metrics", "where to serve Prometheus metrics (port 0: any, see status), or off")
 	f.Var(&eventTimeout, "event-timeout", "how long a worker may take over one event before it is stopped")
 	f.Var(&drainTimeout, "drain-timeout", "how long a worker waits for memory still at a node that cannot be reached")
-	f.Var(&pushRate, "push-rate", "the most memory a second that a move may push, as 10MiB; what a worker waits for is not held back (default: no limit)")
+	f.Var(&pushRate, "push-rate", "the most memory a second that all moves from here together may push, as 10MiB; what a worker waits for is not held back (default: no limit)")
 	f.Var(&pageCache, "page-cache", "how much disk the memory of workers that were here may take, so that they return with less; 0B is none")
 	f.BoolVar(&interpreter, "interpreter", false, "run WebAssembly without compiling it")
 	enumFlag(cmd, &tier, "tier", "", "what this node is when it founds a mesh; one that joins has its token's (default cloud)", control.Tiers)

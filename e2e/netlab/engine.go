@@ -253,6 +253,10 @@ func (e *engine) discard(p *packet, counter *uint64) {
 
 // send takes a packet from a node's kernel.
 func (e *engine) send(now int64, from int, p *packet) {
+	// What is due comes first. A packet that was queued behind one whose time
+	// had passed took over its time, and arrived before it was sent whenever
+	// the emulator's thread was late.
+	e.advance(now)
 	e.held += len(p.buf)
 	dst, ok := destination(p.buf)
 	if !ok {

@@ -397,3 +397,21 @@ func mustParams(t testing.TB, s string) Params {
 	}
 	return p
 }
+
+// A thread that comes late to a packet whose time has passed does not send the
+// next one before it was there.
+func TestLateAdvanceKeepsOrderOfTime(t *testing.T) {
+	n := newTestNet(1, 2)
+	n.addLink(0, 1, mustParams(t, "rate=10mbit delay=5ms"))
+	const sent = int64(15 * time.Millisecond)
+	n.send(0, 0, n.packet(1, 1, 1250))
+	n.send(sent, 0, n.packet(1, 2, 1250)) // nobody was there in between
+	n.now = sent
+	n.finish()
+	if len(n.arrivals) != 2 {
+		t.Fatalf("%d packets arrived, want 2", len(n.arrivals))
+	}
+	if got, want := n.arrivals[1].at, sent+int64(6*time.Millisecond); got != want {
+		t.Errorf("the second packet arrived at %v, want %v", time.Duration(got), time.Duration(want))
+	}
+}
