@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -550,7 +551,7 @@ func TestRestoreRefuses(t *testing.T) {
 		"other global":         func(s *State) { s.Globals[1].Index = 2 },
 		"i32 over 32 bits":     func(s *State) { s.Globals[1].Value = 1 << 40 },
 		"clock before zero":    func(s *State) { s.Clock = -1 },
-		"descriptor":           func(s *State) { s.WASI.FDs[0].Stream = 9 },
+		"descriptor":           func(s *State) { s.WASI.FDs = slices.Clone(s.WASI.FDs); s.WASI.FDs[0].Stream = 9 },
 		"timer twice":          func(s *State) { s.Armed = []ArmedTimer{{ID: 1}, {ID: 1}} },
 		"too many timers":      func(s *State) { s.Armed = make([]ArmedTimer, MaxTimers+1) },
 	}

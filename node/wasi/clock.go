@@ -52,7 +52,10 @@ func (h *Host) clockResGet(mem memory, stack []uint64) errno {
 	case clockMonotonic:
 		resolution = 1
 	case clockProcess, clockThread:
-		return errNotsup
+		if h.streams == nil {
+			return errNotsup
+		}
+		resolution = 1
 	default:
 		return errInval
 	}
@@ -84,8 +87,12 @@ func (h *Host) now(id uint32) (int64, errno) {
 	case clockMonotonic:
 		return h.clock.Now(), success
 	case clockProcess, clockThread:
-		// Time spent computing depends on the machine, and would not travel.
-		return 0, errNotsup
+		if h.streams == nil {
+			return 0, errNotsup // an event worker does not know when it idles
+		}
+		// Not the processor's count, which would not travel: the time the
+		// worker lived and did not wait.
+		return max(0, h.clock.Now()-h.waited), success
 	}
 	return 0, errInval
 }

@@ -1,27 +1,63 @@
-// Package wasi gives event workers WASI preview1 with state that can be saved
-// and restored.
+// Package wasi gives workers WASI preview1 with state that can be saved on one
+// node and restored on another.
 //
-// An event worker has no files and no sockets: its descriptors are standard
-// input, which is at its end, and standard output and error, whose lines become
-// log lines. Every function of preview1 is present, so that programs link and
-// run; those that make no sense here return the error number a program expects,
-// and none of them traps.
+// A Host serves one guest. What the guest's WASI calls leave behind is in the
+// Host, never in the operating system: a table of descriptors, a file system
+// with its directories, links and files, the streams that are the guest's
+// standard input, output and error, and a clock. State takes all of it between
+// two calls, SetState puts it into another Host, and the guest cannot tell.
+// No call reaches the node's own files.
+//
+//	guest   fd_read, path_open, poll_oneoff, ...     46 functions, functions.go
+//	   │
+//	   ├── descriptors   rights, flags, offsets           fd.go, rights.go
+//	   │     ├── tree    directories, links, inodes       tree.go, lookup.go, path.go
+//	   │     │     └── contents   pages and indexes       content.go
+//	   │     │            └── store   blocks by hash      block.go
+//	   │     └── Streams       messages in, bytes out     streams.go
+//	   └── Clock, poll, random, arguments                 clock.go, poll.go, ...
+//
+// # Two kinds of worker
+//
+// An event worker has no streams: its standard input is at its end, what it
+// writes becomes lines for Config.Output. A command worker, which has its own
+// main, gets Streams and may get directories.
+//
+// # Calls that wait
+//
+// A guest that sleeps, or reads when there is no input, or writes when nobody
+// takes the output, waits in Config.Wait, which ends also when a move wants the
+// worker. The function then returns EINTR and has had no effect: no memory
+// written, no byte consumed. Interrupted says so to whoever called the guest.
+// The guest's code is rewritten to unwind at this point and, wherever it goes
+// on, to make the same call with the same arguments again. A poll with a
+// relative timeout then waits for what remained of it. Every other function
+// happens in full or not at all, too, so that a call is never half done in a
+// State.
+//
+// # Files that move like memory
+//
+// A file's pages are blocks named by their BLAKE3 hash (block.go, content.go).
+// The State holds the tree and the names of indexes, 32 bytes for each 512 KiB
+// of file. The blocks travel beside it: Stored lists what there is while the
+// worker runs, Blocks what the State just taken needs, Block returns one, Put
+// adds one that arrived. A Host that has the State but not yet a block fetches
+// it when the guest needs it, through Config.Fetch; what does not hash to its
+// name is refused. Of what a guest writes only the last pages are not named
+// yet, so that little remains to be done when it is frozen.
+//
+// # Guest memory
 //
 // Guest memory is only ever read and written by Go code, never handed to a
 // system call: while a worker's memory is still arriving, a system call that
 // meets a missing page fails with EFAULT, where Go code waits for the page.
+//
+// No function traps, whatever its arguments; errors are preview1's numbers.
 package wasi
 
 import (
-	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"strings"
-
-	"github.com/tetratelabs/wazero"
-	"github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/sys"
+	"math"
 )
 
 // Module is the name guests import WASI's functions from.
@@ -35,6 +71,10 @@ const (
 	// MaxArgs bounds arguments and environment, each, in bytes with one more
 	// for every string's end.
 	MaxArgs = 256 << 10
+	// MaxFiles is the most Limits.Files can be.
+	MaxFiles = 64 << 10
+	// MaxFDs bounds the descriptors a guest has open.
+	MaxFDs = 1024
 	// maxVectors bounds the buffers of one read or write.
 	maxVectors = 1024
 	// maxSubscriptions bounds one poll.
@@ -48,27 +88,88 @@ type Config struct {
 	Args, Env []string
 	// Clock is the worker's monotonic clock; nil makes one that starts at 0.
 	Clock *Clock
-	// Output receives each line the guest writes to standard output (1) or
-	// error (2), without its end. The slice is only valid during the call. nil
-	// drops them.
+
+	// Output receives each line an event worker writes to standard output (1)
+	// or error (2), without its end. The slice is only valid during the call.
+	// nil drops them. It is not used if there are Streams.
 	Output func(stream int, line []byte)
+
+	// Streams are a command worker's standard input, output and error; nil for
+	// an event worker.
+	Streams *Streams
+	// Dirs are the directories a new worker finds open, at descriptor 3 and
+	// up. A Host that is to be restored needs none.
+	Dirs []Dir
+	// Limits bound what the guest may store.
+	Limits Limits
+	// Wait returns when the worker's clock reads until (math.MaxInt64: never),
+	// when wake (which may be nil) can be received from, or, with true, when a
+	// move wants the worker. It may return early. nil waits without ever being
+	// interrupted.
+	Wait func(until int64, wake <-chan struct{}) (interrupted bool)
+	// Fetch returns a block that the guest needs and that has not arrived, of
+	// at most PageSize bytes. It may wait; if a move wants the worker, it
+	// returns ErrInterrupted. Any other error is EIO to the guest: a caller for
+	// whom a lost block ends the worker ends it and does not return. nil fails.
+	Fetch func(Hash) ([]byte, error)
 }
 
-// A Host is WASI for one guest. It is not safe for concurrent use: the guest's
-// calls, State, SetState and Flush must not overlap.
+// Limits bound a guest's file system. Zero means the default.
+type Limits struct {
+	// Files bounds files, directories and links together, at most MaxFiles.
+	// The default is 16,384.
+	Files int
+	// Bytes bounds the sizes of all files added up, holes included. The
+	// default is 256 MiB.
+	Bytes int64
+}
+
+func (l Limits) resolve() (limits, error) {
+	if l.Files == 0 {
+		l.Files = 16 << 10
+	}
+	if l.Bytes == 0 {
+		l.Bytes = 256 << 20
+	}
+	if l.Files < 0 || l.Files > MaxFiles {
+		return limits{}, fmt.Errorf("limit of %d files, want 1 to %d", l.Files, MaxFiles)
+	}
+	if l.Bytes < 0 || l.Bytes > math.MaxInt64/4 {
+		return limits{}, fmt.Errorf("limit of %d bytes of files", l.Bytes)
+	}
+	return limits{files: l.Files, bytes: l.Bytes}, nil
+}
+
+// A Host is WASI for one guest. The guest's calls, State, SetState, Blocks,
+// Missing and Flush must not overlap; Stored, Block and Put may be called at
+// any time.
 type Host struct {
 	args, env stringTable
 	clock     *Clock
+	wait      func(until int64, wake <-chan struct{}) bool
 	output    func(stream int, line []byte)
-	fds       [3]FD
-	// lines holds the unfinished line of each output stream.
+	streams   *Streams
+	tree      *tree
+
+	fds []*descriptor // nil where none is open
+	// lines holds the unfinished line of each output stream, without Streams.
 	lines [3][]byte
+	// waited is how long the guest has waited, in nanoseconds.
+	waited int64
+	// poll is the poll that was interrupted, until the guest's next call.
+	poll *PollState
+	// interrupted says that the last call was.
+	interrupted bool
 }
 
-// New makes a Host. It starts nothing.
+// New makes a Host for a new guest, reading all of its directories. It starts
+// nothing.
 func New(cfg Config) (*Host, error) {
-	h := &Host{clock: cfg.Clock, output: cfg.Output, fds: freshFDs()}
-	var err error
+	limits, err := cfg.Limits.resolve()
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{clock: cfg.Clock, output: cfg.Output, streams: cfg.Streams, wait: cfg.Wait}
 	if h.args, err = newStringTable(cfg.Args); err != nil {
 		return nil, fmt.Errorf("arguments: %w", err)
 	}
@@ -81,41 +182,63 @@ func New(cfg Config) (*Host, error) {
 	if h.output == nil {
 		h.output = func(int, []byte) {}
 	}
+	if h.wait == nil {
+		h.wait = h.sleep
+	}
+	// What is in use, its indexes, and as much again that is not swept yet.
+	h.tree = newTree(newStore(cfg.Fetch, 2*limits.bytes+64<<20), limits)
+	for i, rights := range streamRights {
+		h.fds = append(h.fds, &descriptor{stream: uint8(i), base: rights})
+	}
+	for _, d := range cfg.Dirs {
+		if err := h.preopen(d); err != nil {
+			return nil, err
+		}
+	}
 	return h, nil
 }
 
-// A State is what a guest's WASI functions remember between two calls. The
-// clock is not in it: the Clock's reading travels beside it.
-type State struct {
-	FDs [3]FD `cbor:"1,keyasint"`
+// Interrupted says whether the guest's last call was cut short by a move: it
+// had no effect and is to be made again.
+func (h *Host) Interrupted() bool { return h.interrupted }
+
+// Stored returns the names of the blocks that are here, in no order. Some may
+// no longer be needed. Safe for concurrent use, so that blocks may be sent while
+// the worker runs.
+func (h *Host) Stored() []Hash { return h.tree.store.names() }
+
+// Block returns a block, or false if it is not here, or no longer. It must not
+// be changed. Safe for concurrent use.
+func (h *Host) Block(name Hash) ([]byte, bool) { return h.tree.store.peek(name) }
+
+// Put adds a block that arrived and returns its name. The error says why no
+// worker has such a block. Safe for concurrent use.
+func (h *Host) Put(data []byte) (Hash, error) { return h.tree.store.put(data) }
+
+// Blocks returns the names of all blocks that a State just taken needs: indexes
+// before their pages, each once.
+func (h *Host) Blocks() []Hash {
+	var all []Hash
+	seen := map[Hash]struct{}{}
+	h.tree.each(func(b Hash) {
+		if _, again := seen[b]; !again {
+			seen[b] = struct{}{}
+			all = append(all, b)
+		}
+	})
+	return all
 }
 
-// An FD is one descriptor.
-type FD struct {
-	// Stream is what it leads to: 0 standard input, 1 output, 2 error.
-	Stream uint8 `cbor:"1,keyasint,omitempty"`
-	Closed bool  `cbor:"2,keyasint,omitempty"`
-	// Flags are fdflags as the guest set them.
-	Flags uint16 `cbor:"3,keyasint,omitempty"`
-	// Base and Inheriting are rights; a guest can only give them up.
-	Base       uint64 `cbor:"4,keyasint,omitempty"`
-	Inheriting uint64 `cbor:"5,keyasint,omitempty"`
-}
-
-// State returns the guest's state, between two of its calls. Output that is not
-// a whole line yet is not in it: Flush first.
-func (h *Host) State() State { return State{FDs: h.fds} }
-
-// SetState makes the guest's state what another Host's was. The error says what
-// in s no Host would have said.
-func (h *Host) SetState(s State) error {
-	for i, fd := range s.FDs {
-		if fd.Stream > 2 || fd.Flags > maxFlags || fd.Base&^streamRights[fd.Stream] != 0 || fd.Inheriting != 0 {
-			return fmt.Errorf("WASI state: descriptor %d is %+v", i, fd)
+// Missing returns those of Blocks that are not here. Which pages an index names
+// is known when it has arrived.
+func (h *Host) Missing() []Hash {
+	var missing []Hash
+	for _, b := range h.Blocks() {
+		if _, ok := h.tree.store.peek(b); !ok {
+			missing = append(missing, b)
 		}
 	}
-	h.fds = s.FDs
-	return nil
+	return missing
 }
 
 // Flush hands on output that did not end in a line end yet, each stream's as a
@@ -127,196 +250,4 @@ func (h *Host) Flush() {
 			h.lines[stream] = h.lines[stream][:0]
 		}
 	}
-}
-
-// Instantiate adds the functions to a runtime, as module wasi_snapshot_preview1.
-func (h *Host) Instantiate(ctx context.Context, rt wazero.Runtime) error {
-	b := rt.NewHostModuleBuilder(Module)
-	for name, f := range functions {
-		call := f.call
-		results := []api.ValueType{i32}
-		body := func(_ context.Context, mod api.Module, stack []uint64) {
-			stack[0] = uint64(call(h, memory{mod.Memory()}, stack))
-		}
-		switch name {
-		case "proc_exit":
-			results = nil
-			body = func(_ context.Context, _ api.Module, stack []uint64) {
-				// The runtime unwinds the guest and returns this error to who
-				// called it.
-				panic(sys.NewExitError(uint32(stack[0])))
-			}
-		case "sched_yield":
-			body = func(_ context.Context, _ api.Module, stack []uint64) { stack[0] = uint64(success) }
-		}
-		b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(body), f.params, results).Export(name)
-	}
-	if _, err := b.Instantiate(ctx); err != nil {
-		return fmt.Errorf("instantiate %s: %w", Module, err)
-	}
-	return nil
-}
-
-// function is one of preview1's. call returns an error number; the arguments
-// are on the stack.
-type function struct {
-	params []api.ValueType
-	call   func(h *Host, mem memory, stack []uint64) errno
-}
-
-const (
-	i32 = api.ValueTypeI32
-	i64 = api.ValueTypeI64
-)
-
-// functions are all of preview1, with the types of its witx files.
-var functions = map[string]function{
-	"args_get":                {types(i32, i32), (*Host).argsGet},
-	"args_sizes_get":          {types(i32, i32), (*Host).argsSizesGet},
-	"environ_get":             {types(i32, i32), (*Host).environGet},
-	"environ_sizes_get":       {types(i32, i32), (*Host).environSizesGet},
-	"clock_res_get":           {types(i32, i32), (*Host).clockResGet},
-	"clock_time_get":          {types(i32, i64, i32), (*Host).clockTimeGet},
-	"fd_advise":               {types(i32, i64, i64, i32), onStream(errSpipe)},
-	"fd_allocate":             {types(i32, i64, i64), onStream(errSpipe)},
-	"fd_close":                {types(i32), (*Host).fdClose},
-	"fd_datasync":             {types(i32), onStream(errInval)},
-	"fd_fdstat_get":           {types(i32, i32), (*Host).fdFdstatGet},
-	"fd_fdstat_set_flags":     {types(i32, i32), (*Host).fdFdstatSetFlags},
-	"fd_fdstat_set_rights":    {types(i32, i64, i64), (*Host).fdFdstatSetRights},
-	"fd_filestat_get":         {types(i32, i32), (*Host).fdFilestatGet},
-	"fd_filestat_set_size":    {types(i32, i64), onStream(errInval)},
-	"fd_filestat_set_times":   {types(i32, i64, i64, i32), onStream(errNotcapable)},
-	"fd_pread":                {types(i32, i32, i32, i64, i32), onStream(errSpipe)},
-	"fd_prestat_get":          {types(i32, i32), always(errBadf)},
-	"fd_prestat_dir_name":     {types(i32, i32, i32), always(errBadf)},
-	"fd_pwrite":               {types(i32, i32, i32, i64, i32), onStream(errSpipe)},
-	"fd_read":                 {types(i32, i32, i32, i32), (*Host).fdRead},
-	"fd_readdir":              {types(i32, i32, i32, i64, i32), onStream(errNotdir)},
-	"fd_renumber":             {types(i32, i32), (*Host).fdRenumber},
-	"fd_seek":                 {types(i32, i64, i32, i32), onStream(errSpipe)},
-	"fd_sync":                 {types(i32), onStream(errInval)},
-	"fd_tell":                 {types(i32, i32), onStream(errSpipe)},
-	"fd_write":                {types(i32, i32, i32, i32), (*Host).fdWrite},
-	"path_create_directory":   {types(i32, i32, i32), onStream(errNotdir)},
-	"path_filestat_get":       {types(i32, i32, i32, i32, i32), onStream(errNotdir)},
-	"path_filestat_set_times": {types(i32, i32, i32, i32, i64, i64, i32), onStream(errNotdir)},
-	"path_link":               {types(i32, i32, i32, i32, i32, i32, i32), onStream(errNotdir)},
-	"path_open":               {types(i32, i32, i32, i32, i32, i64, i64, i32, i32), onStream(errNotdir)},
-	"path_readlink":           {types(i32, i32, i32, i32, i32, i32), onStream(errNotdir)},
-	"path_remove_directory":   {types(i32, i32, i32), onStream(errNotdir)},
-	"path_rename":             {types(i32, i32, i32, i32, i32, i32), onStream(errNotdir)},
-	"path_symlink":            {types(i32, i32, i32, i32, i32), (*Host).pathSymlink},
-	"path_unlink_file":        {types(i32, i32, i32), onStream(errNotdir)},
-	"poll_oneoff":             {types(i32, i32, i32, i32), (*Host).pollOneoff},
-	"proc_exit":               {types(i32), nil},
-	"proc_raise":              {types(i32), always(errNosys)},
-	"random_get":              {types(i32, i32), (*Host).randomGet},
-	"sched_yield":             {nil, nil},
-	"sock_accept":             {types(i32, i32, i32), onStream(errNotsock)},
-	"sock_recv":               {types(i32, i32, i32, i32, i32, i32), onStream(errNotsock)},
-	"sock_send":               {types(i32, i32, i32, i32, i32), onStream(errNotsock)},
-	"sock_shutdown":           {types(i32, i32), onStream(errNotsock)},
-}
-
-func types(t ...api.ValueType) []api.ValueType { return t }
-
-// always is a function that can only fail.
-func always(e errno) func(*Host, memory, []uint64) errno {
-	return func(*Host, memory, []uint64) errno { return e }
-}
-
-// onStream is a function that fails with e on a descriptor that is open, which
-// can only be a stream, and with errBadf on any other.
-func onStream(e errno) func(*Host, memory, []uint64) errno {
-	return func(h *Host, _ memory, stack []uint64) errno {
-		if h.fd(uint32(stack[0])) == nil {
-			return errBadf
-		}
-		return e
-	}
-}
-
-// A stringTable is a list of strings in the form guests read it.
-type stringTable struct {
-	count uint32
-	// data holds the strings one after the other, each with a zero byte behind.
-	data []byte
-	// offsets are where each begins in data.
-	offsets []uint32
-}
-
-func newStringTable(list []string) (stringTable, error) {
-	var t stringTable
-	for _, s := range list {
-		if strings.IndexByte(s, 0) >= 0 {
-			return t, errors.New("a string with a zero byte")
-		}
-		t.offsets = append(t.offsets, uint32(len(t.data)))
-		t.data = append(append(t.data, s...), 0)
-		if len(t.data) > MaxArgs {
-			return t, fmt.Errorf("more than %d bytes", MaxArgs)
-		}
-	}
-	t.count = uint32(len(list))
-	return t, nil
-}
-
-func (t *stringTable) get(mem memory, stack []uint64) errno {
-	pointers, data := uint32(stack[0]), uint32(stack[1])
-	p, ok := mem.view(pointers, uint64(t.count)*4)
-	if !ok {
-		return errFault
-	}
-	d, ok := mem.view(data, uint64(len(t.data)))
-	if !ok {
-		return errFault
-	}
-	copy(d, t.data)
-	for i, off := range t.offsets {
-		le.PutUint32(p[4*i:], data+off)
-	}
-	return success
-}
-
-func (t *stringTable) sizes(mem memory, stack []uint64) errno {
-	c, ok := mem.view(uint32(stack[0]), 4)
-	if !ok {
-		return errFault
-	}
-	n, ok := mem.view(uint32(stack[1]), 4)
-	if !ok {
-		return errFault
-	}
-	le.PutUint32(c, t.count)
-	le.PutUint32(n, uint32(len(t.data)))
-	return success
-}
-
-func (h *Host) argsGet(mem memory, stack []uint64) errno      { return h.args.get(mem, stack) }
-func (h *Host) argsSizesGet(mem memory, stack []uint64) errno { return h.args.sizes(mem, stack) }
-func (h *Host) environGet(mem memory, stack []uint64) errno   { return h.env.get(mem, stack) }
-func (h *Host) environSizesGet(mem memory, stack []uint64) errno {
-	return h.env.sizes(mem, stack)
-}
-
-func (h *Host) randomGet(mem memory, stack []uint64) errno {
-	return Random(mem.Memory, uint32(stack[0]), uint32(stack[1]))
-}
-
-// Random fills n bytes of guest memory at p with random bytes from the
-// operating system. The result is 0, or 21 (EFAULT) if they are not all in
-// memory.
-func Random(mem api.Memory, p, n uint32) uint32 {
-	view, ok := mem.Read(p, n)
-	if !ok {
-		return errFault
-	}
-	var buf [256]byte
-	for len(view) > 0 {
-		chunk := buf[:min(len(view), len(buf))]
-		_, _ = rand.Read(chunk) // never fails: crypto/rand ends the process first
-		view = view[copy(view, chunk):]
-	}
-	return success
 }
