@@ -20,6 +20,8 @@ type mover struct {
 	clock *Clock
 	// every is how many calls there are between two moves; 0 never moves.
 	every int
+	// now is the realtime of all nodes, if set.
+	now func() uint64
 	// interrupt cuts every other wait short.
 	interrupt bool
 
@@ -84,6 +86,9 @@ func (m *mover) move() {
 	blocks := m.h.Blocks()
 	m.clock = NewClock(m.clock.Now())
 	next := m.host(nil, NewStreams())
+	if m.now != nil {
+		next.tree.now = m.now
+	}
 	for _, name := range blocks {
 		data, ok := m.h.Block(name)
 		if !ok {

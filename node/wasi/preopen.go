@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"path"
 	"strings"
+	"time"
 )
 
 // A Dir is a directory that a new guest finds open.
@@ -103,9 +105,17 @@ func (t *tree) readEntry(dirs map[string]*inode, source fs.FS, name string, e fs
 		return fmt.Errorf("%v: only files, directories and symbolic links can move", e.Type())
 	}
 	t.link(dirs[path.Dir(name)], base, n)
-	stamp := uint64(max(0, info.ModTime().UnixNano()))
+	stamp := nanoseconds(info.ModTime())
 	n.atim, n.mtim, n.ctim = stamp, stamp, stamp
 	return nil
+}
+
+// nanoseconds counts from 1970; times out of reach are 1970.
+func nanoseconds(t time.Time) uint64 {
+	if s := t.Unix(); s < 0 || s > math.MaxInt64/int64(time.Second)-1 {
+		return 0
+	}
+	return uint64(t.UnixNano())
 }
 
 // readLink returns a symbolic link's target. An archive that knows no links has
