@@ -149,35 +149,34 @@ func (cs *contents) ready(chunks []*chunk, off, n int64) errno {
 	return success
 }
 
-// prepare makes n bytes at off writable: afterwards write cannot fail there.
-// An error has changed nothing.
-func (cs *contents) prepare(chunks []*chunk, off, n int64) errno {
-	// What is fetched first: every index, and the pages at both ends of which
-	// a part remains.
+// reach fetches what overwriting n bytes at off will need: every index, and the
+// pages at both ends of which a part remains. An error has changed nothing.
+func (cs *contents) reach(chunks []*chunk, off, n int64) errno {
 	end := off + n
 	for ci := off / chunkBytes; ci*chunkBytes < end; ci++ {
 		if e := cs.load(chunks[ci]); e != success {
 			return e
 		}
 	}
-	edge := func(at int64) errno {
+	for _, at := range [2]int64{off, end} {
 		if at%PageSize == 0 {
-			return success
+			continue
 		}
 		c := chunks[at/chunkBytes]
 		if i := int(at % chunkBytes / PageSize); i < len(c.pages) {
-			_, e := cs.view(&c.pages[i])
-			return e
+			if _, e := cs.view(&c.pages[i]); e != success {
+				return e
+			}
 		}
-		return success
 	}
-	if e := edge(off); e != success {
-		return e
-	}
-	if e := edge(end); e != success {
-		return e
-	}
-	for p := off / PageSize; p*PageSize < end; p++ {
+	return success
+}
+
+// own gives the pages of n bytes at off buffers. The bytes are part of a write
+// that reach was called for, that goes on to end, and that has come as far as
+// off: a page that begins here and ends before end needs nothing of what it was.
+func (cs *contents) own(chunks []*chunk, off, n, end int64) {
+	for p := off / PageSize; p*PageSize < off+n; p++ {
 		c := chunks[p/chunkPages]
 		i := int(p % chunkPages)
 		for len(c.pages) <= i {
@@ -190,16 +189,15 @@ func (cs *contents) prepare(chunks []*chunk, off, n int64) errno {
 		}
 		buf := new([PageSize]byte)
 		if p*PageSize < off || (p+1)*PageSize > end {
-			old, _ := cs.view(pg) // it is here: edge has seen to it
+			old, _ := cs.view(pg) // it is here: reach or the write so far has seen to it
 			copy(buf[:], old)
 		}
 		pg.buf = buf
 		cs.dirty = append(cs.dirty, dirtyPage{c, i, buf})
 	}
-	return success
 }
 
-// write copies src to off, which prepare has made writable.
+// write copies src to off, where own has been.
 func (cs *contents) write(chunks []*chunk, off int64, src []byte) {
 	for len(src) > 0 {
 		c := chunks[off/chunkBytes]
@@ -223,9 +221,10 @@ func (cs *contents) cut(chunks []*chunk, size int64) ([]*chunk, errno) {
 		}
 		keep := int(size % chunkBytes / PageSize)
 		if at := size % PageSize; at != 0 && keep < len(c.pages) && (c.pages[keep].buf != nil || c.pages[keep].name != Hash{}) {
-			if e := cs.prepare(chunks, size, 1); e != success {
+			if e := cs.reach(chunks, size, 1); e != success {
 				return chunks, e
 			}
+			cs.own(chunks, size, 1, size+1)
 			clear(c.pages[keep].buf[at:])
 			keep++
 		} else if at != 0 {

@@ -88,7 +88,11 @@ func (h *Host) fdRead(mem memory, stack []uint64) errno {
 	}
 	n := 0
 	for h.streams != nil && total > 0 {
-		if n = h.streams.read(buffers(mem, list, total)); n > 0 {
+		if input := h.streams.first(); input != nil {
+			for b := range buffers(mem, list, int64(len(input))) {
+				n += copy(b, input[n:])
+			}
+			h.streams.consume(n)
 			break
 		}
 		waiting, ended := h.streams.readable()
@@ -224,7 +228,11 @@ func (h *Host) say(mem memory, d *descriptor, list []byte, total int64) (int64, 
 			}
 			continue
 		}
-		h.streams.write(int(d.stream), int(total), buffers(mem, list, total))
+		data := make([]byte, 0, total)
+		for b := range buffers(mem, list, total) {
+			data = append(data, b...)
+		}
+		h.streams.write(int(d.stream), data)
 		break
 	}
 	return total, success

@@ -26,6 +26,9 @@ type mover struct {
 	interrupt bool
 
 	calls, moves, waits, cut int
+	// out is the output that was taken, taken bytes of it.
+	out   map[int]string
+	taken uint64
 	// left holds the blocks of nodes that the guest was on.
 	left map[Hash][]byte
 }
@@ -33,7 +36,7 @@ type mover struct {
 // newMover makes the host of a new guest.
 func newMover(t testing.TB, cfg Config, every int) *mover {
 	t.Helper()
-	m := &mover{t: t, cfg: cfg, every: every, clock: NewClock(0), left: map[Hash][]byte{}}
+	m := &mover{t: t, cfg: cfg, every: every, clock: NewClock(0), left: map[Hash][]byte{}, out: map[int]string{}}
 	m.cfg.Fetch = func(h Hash) ([]byte, error) {
 		if b, ok := m.left[h]; ok {
 			return b, nil
@@ -46,6 +49,7 @@ func newMover(t testing.TB, cfg Config, every int) *mover {
 			m.cut++
 			return true
 		}
+		m.take() // it may be what the guest waits for
 		return m.h.sleep(until, wake)
 	}
 	m.h = m.host(cfg.Dirs, cfg.Streams)
@@ -134,18 +138,28 @@ func (m *mover) call(name string, mem memory, args []uint64) errno {
 	}
 }
 
-// output returns what is in the log of the guest's streams, by stream.
-func (m *mover) output() map[int]string {
-	out := map[int]string{}
+// take takes the output there is, and acknowledges some of it.
+func (m *mover) take() {
+	m.t.Helper()
 	s := m.h.streams
-	for at := s.Acked(); ; {
-		o, ok := s.Next(at, 1000)
+	for {
+		o, ok := s.Next(m.taken, 100_000)
 		if !ok {
-			return out
+			break
 		}
-		out[o.Stream] += string(o.Data)
-		at += uint64(len(o.Data))
+		m.out[o.Stream] += string(o.Data)
+		m.taken += uint64(len(o.Data))
 	}
+	if err := s.Ack(m.taken - (m.taken-s.Acked())/8); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// output returns all that the guest has written, by stream.
+func (m *mover) output() map[int]string {
+	m.t.Helper()
+	m.take()
+	return m.out
 }
 
 // A machine runs programs, whose host is the mover of the moment.

@@ -16,6 +16,9 @@ const (
 	// MaxOutput bounds the output that nobody has acknowledged, in bytes. A
 	// guest that writes more waits.
 	MaxOutput = 1 << 20
+	// maxPieces bounds the pieces that output is in: a guest that writes to its
+	// two streams in turn makes one each time.
+	maxPieces = 1024
 )
 
 // ErrFull means that there is no room for another message until the guest has
@@ -174,61 +177,65 @@ func (s *Streams) readable() (n int, ended bool) {
 func (s *Streams) writable() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.out) >= maxPieces {
+		return 0
+	}
 	return MaxOutput - s.outBytes
 }
 
-// read moves input into the buffers, in order; 0 bytes if there is none.
-func (s *Streams) read(buffers func(yield func([]byte) bool)) (n int) {
+// first returns the input that comes next, nil if there is none. Guest memory
+// is read and written without the lock: its pages may have yet to arrive, and
+// the node must not wait for them.
+func (s *Streams) first() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.in) == 0 {
-		return 0
+		return nil
 	}
-	for b := range buffers {
-		k := copy(b, s.in[0])
-		n += k
-		if s.in[0] = s.in[0][k:]; len(s.in[0]) == 0 {
-			s.in[0] = nil
-			s.in = s.in[1:]
-			break
-		}
-	}
-	s.inBytes -= n
-	return n
+	return s.in[0]
 }
 
-// write appends up to max bytes of the buffers.
-func (s *Streams) write(stream, max int, buffers func(yield func([]byte) bool)) {
+// consume takes n bytes of what first returned.
+func (s *Streams) consume(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for b := range buffers {
-		b = b[:min(len(b), max)]
-		max -= len(b)
-		s.appendLocked(stream, b)
+	if s.in[0] = s.in[0][n:]; len(s.in[0]) == 0 {
+		s.in[0] = nil
+		s.in = s.in[1:]
 	}
+	s.inBytes -= n
+}
+
+// write appends output, which it keeps.
+func (s *Streams) write(stream int, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.appendLocked(stream, data)
 	signal(s.more)
 }
 
-// appendLocked adds output. Small writes share a buffer, so that their number is
-// not the limit; a reader may hold what is in it already, but never what is
-// behind.
-func (s *Streams) appendLocked(stream int, b []byte) {
-	const share = 4 << 10
-	for len(b) > 0 {
-		if n := len(s.out); n > 0 && s.out[n-1].Stream == stream {
-			last := &s.out[n-1]
-			if room := cap(last.Data) - len(last.Data); room > 0 {
-				k := min(room, len(b))
-				last.Data = append(last.Data, b[:k]...)
-				s.outBytes += k
-				b = b[k:]
-				continue
-			}
-		}
-		s.out = append(s.out, Output{
-			Offset: s.acked + uint64(s.outBytes), Stream: stream, Data: make([]byte, 0, max(share, len(b))),
-		})
+// sharedOutput is the size of buffers that small writes share, in bytes, so
+// that their number is not the limit.
+const sharedOutput = 4 << 10
+
+// appendLocked adds output. A reader may hold what a shared buffer held before,
+// but never what comes behind it.
+func (s *Streams) appendLocked(stream int, data []byte) {
+	if n := len(s.out); n > 0 && s.out[n-1].Stream == stream {
+		last := &s.out[n-1]
+		k := min(cap(last.Data)-len(last.Data), len(data))
+		last.Data = append(last.Data, data[:k]...)
+		s.outBytes += k
+		data = data[k:]
 	}
+	if len(data) == 0 {
+		return
+	}
+	if len(data) < sharedOutput {
+		data = append(make([]byte, 0, sharedOutput), data...)
+	}
+	s.out = append(s.out, Output{s.acked + uint64(s.outBytes), stream, data})
+	s.outBytes += len(data)
 }
 
 // A StreamState is what Streams remember.
@@ -289,8 +296,8 @@ func (st *StreamState) check() error {
 		}
 		total += len(o.Data)
 	}
-	if total > MaxOutput || st.Acked > 1<<62 {
-		return fmt.Errorf("%d bytes of output behind %d", total, st.Acked)
+	if total > MaxOutput || len(st.Out) > maxPieces || st.Acked > 1<<62 {
+		return fmt.Errorf("%d bytes of output in %d pieces behind %d", total, len(st.Out), st.Acked)
 	}
 	return nil
 }
@@ -306,7 +313,7 @@ func (s *Streams) setState(st *StreamState) {
 		s.inBytes += len(m)
 	}
 	for _, o := range st.Out {
-		s.appendLocked(o.Stream, o.Data)
+		s.appendLocked(o.Stream, append([]byte(nil), o.Data...))
 	}
 	signal(s.wake)
 	signal(s.more)

@@ -295,6 +295,27 @@ func TestFullOutput(t *testing.T) {
 	})
 }
 
+// Output in many small pieces is full before it takes much memory.
+func TestPiecesOfOutput(t *testing.T) {
+	k := newTalker(t, newMemory(t))
+	for i := range maxPieces + 1 {
+		if i == maxPieces {
+			k.w.stop <- struct{}{}
+		}
+		_, e := k.write(uint64(1+i%2), "x")
+		if want := i < maxPieces; (e == success) != want {
+			t.Fatalf("write %d: %d", i, e)
+		}
+	}
+	k.move(0)
+	if err := k.h.streams.Ack(3); err != nil {
+		t.Fatal(err)
+	}
+	if _, e := k.write(2, "x"); e != success {
+		t.Error(e)
+	}
+}
+
 // A sleep that is interrupted goes on for what remains of it, however long the
 // way was.
 func TestSleepMoves(t *testing.T) {

@@ -266,17 +266,22 @@ func (t *tree) writeAt(f *inode, off, n int64, pieces func(yield func([]byte) bo
 	for int64(len(chunks))*chunkBytes < end {
 		chunks = append(chunks, &chunk{loaded: true})
 	}
-	if e := t.prepare(chunks, off, n); e != success {
+	if e := t.reach(chunks, off, n); e != success {
 		return e
 	}
 	f.chunks = chunks
 	t.grow(f, end)
 	for p := range pieces {
-		t.write(f.chunks, off, p)
-		off += int64(len(p))
+		// Bit by bit, so that a large write does not need twice its size.
+		for len(p) > 0 {
+			k := min(len(p), maxDirty/2*PageSize)
+			t.own(f.chunks, off, int64(k), end)
+			t.write(f.chunks, off, p[:k])
+			p, off = p[k:], off+int64(k)
+			t.tidy()
+		}
 	}
 	t.touch(f)
-	t.tidy()
 	return success
 }
 

@@ -55,10 +55,7 @@
 // No function traps, whatever its arguments; errors are preview1's numbers.
 package wasi
 
-import (
-	"fmt"
-	"math"
-)
+import "fmt"
 
 // Module is the name guests import WASI's functions from.
 const Module = "wasi_snapshot_preview1"
@@ -73,6 +70,9 @@ const (
 	MaxArgs = 256 << 10
 	// MaxFiles is the most Limits.Files can be.
 	MaxFiles = 64 << 10
+	// MaxBytes is the most Limits.Bytes can be: their indexes' names are 2 MiB
+	// of State.
+	MaxBytes = 32 << 30
 	// MaxFDs bounds the descriptors a guest has open.
 	MaxFDs = 1024
 	// maxVectors bounds the buffers of one read or write.
@@ -119,8 +119,8 @@ type Limits struct {
 	// Files bounds files, directories and links together, at most MaxFiles.
 	// The default is 16,384.
 	Files int
-	// Bytes bounds the sizes of all files added up, holes included. The
-	// default is 256 MiB.
+	// Bytes bounds the sizes of all files added up, holes included, at most
+	// MaxBytes. The default is 256 MiB.
 	Bytes int64
 }
 
@@ -134,8 +134,8 @@ func (l Limits) resolve() (limits, error) {
 	if l.Files < 0 || l.Files > MaxFiles {
 		return limits{}, fmt.Errorf("limit of %d files, want 1 to %d", l.Files, MaxFiles)
 	}
-	if l.Bytes < 0 || l.Bytes > math.MaxInt64/4 {
-		return limits{}, fmt.Errorf("limit of %d bytes of files", l.Bytes)
+	if l.Bytes < 0 || l.Bytes > MaxBytes {
+		return limits{}, fmt.Errorf("limit of %d bytes of files, want 1 to %d", l.Bytes, int64(MaxBytes))
 	}
 	return limits{files: l.Files, bytes: l.Bytes}, nil
 }
