@@ -43,8 +43,8 @@ type dirtyPage struct {
 }
 
 // maxDirty bounds the pages without a name, and with it the hashing that
-// remains to be done when the worker is frozen: 512 pages are 1.5 ms.
-const maxDirty = 512
+// remains to be done when the worker is frozen: 256 pages are about 1 ms.
+const maxDirty = 256
 
 // contents are the bytes of all files: the store and what is not in it yet.
 type contents struct {
@@ -245,7 +245,7 @@ func (cs *contents) cut(chunks []*chunk, size int64) ([]*chunk, errno) {
 
 // name gives a page with a buffer its name.
 func (cs *contents) name(p *page) {
-	b := bytes.TrimRight(p.buf[:], "\x00")
+	b := trimZeroes(p.buf[:])
 	switch {
 	case len(b) == 0:
 		p.name = Hash{}
@@ -255,6 +255,17 @@ func (cs *contents) name(p *page) {
 		p.name = cs.store.add(b)
 	}
 	p.buf = nil
+}
+
+// trimZeroes returns b without the zeroes at its end.
+func trimZeroes(b []byte) []byte {
+	for len(b) >= 8 && le.Uint64(b[len(b)-8:]) == 0 {
+		b = b[:len(b)-8]
+	}
+	for len(b) > 0 && b[len(b)-1] == 0 {
+		b = b[:len(b)-1]
+	}
+	return b
 }
 
 // nameIndex gives a chunk whose pages all have theirs its name.

@@ -114,7 +114,7 @@ func (h *Host) setState(s State) error {
 			return fmt.Errorf("a line of %d bytes, at most %d", len(line), MaxLine)
 		}
 	}
-	t := newTree(h.tree.store, h.tree.limits)
+	t := newTree(h.store, h.tree.limits)
 	t.now = h.tree.now
 	if len(s.Tree) > 0 {
 		var err error
@@ -127,7 +127,7 @@ func (h *Host) setState(s State) error {
 	}
 	fds := make([]*descriptor, len(s.FDs))
 	for i, fd := range s.FDs {
-		if fd.Closed {
+		if fd == (FD{Closed: true}) {
 			continue
 		}
 		d, err := t.descriptor(fd)
@@ -157,6 +157,9 @@ func (h *Host) setState(s State) error {
 
 // descriptor makes a descriptor that is open.
 func (t *tree) descriptor(fd FD) (*descriptor, error) {
+	if fd.Closed {
+		return nil, errors.New("closed, and not nothing")
+	}
 	if fd.Stream > 2 {
 		return nil, fmt.Errorf("stream %d", fd.Stream)
 	}

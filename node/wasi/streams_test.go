@@ -316,6 +316,96 @@ func TestPiecesOfOutput(t *testing.T) {
 	}
 }
 
+// A node pushes, takes and sends blocks while the guest runs.
+func TestNodeBesideGuest(t *testing.T) {
+	cfg := worker()
+	h, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &talker{t: t, h: h, mem: newMemory(t)}
+	const messages = 2000
+	done := make(chan string)
+	go func() { // the sender
+		for i := 0; i < messages; {
+			if err := h.streams.Push(fmt.Appendf(nil, "message %d\n", i)); err == nil {
+				i++
+			} else if !errors.Is(err, ErrFull) {
+				panic(err)
+			}
+		}
+		h.streams.CloseInput()
+		done <- ""
+	}()
+	go func() { // whoever takes the output
+		var out strings.Builder
+		at := uint64(0)
+		for range h.streams.More() {
+			for {
+				o, ok := h.streams.Next(at, 1000)
+				if !ok {
+					break
+				}
+				out.Write(o.Data)
+				at += uint64(len(o.Data))
+			}
+			if err := h.streams.Ack(at); err != nil {
+				panic(err)
+			}
+			if strings.HasSuffix(out.String(), "the end") {
+				break
+			}
+		}
+		done <- out.String()
+	}()
+	stop := make(chan struct{})
+	go func() { // whoever sends blocks ahead
+		for n := uint32(0); ; n++ {
+			select {
+			case <-stop:
+				done <- ""
+				return
+			default:
+			}
+			for _, b := range h.Stored() {
+				h.Block(b)
+			}
+			if _, err := h.Put(le.AppendUint32(nil, n)); err != nil {
+				panic(err)
+			}
+		}
+	}()
+	want := ""
+	copy(k.mem.all(), "file")
+	if e := k.call("path_open", 3, 0, 0, 4, openCreate, fileRights, 0, 0, 50); e != success {
+		t.Fatal(e)
+	}
+	for {
+		line, e := k.read(5)
+		if e != success {
+			t.Fatal(e)
+		}
+		if line == "" {
+			break
+		}
+		want += line
+		for fd := range uint64(2) {
+			if _, e := k.write(1+fd*4, line); e != success {
+				t.Fatal(e)
+			}
+		}
+	}
+	k.write(2, "the end")
+	close(stop)
+	got := <-done + <-done + <-done
+	if got != want+"the end" || strings.Count(got, "message") != messages {
+		t.Errorf("%d bytes in, %d out", len(want), len(got))
+	}
+	if h.fd(5).node.size != int64(len(want)) {
+		t.Errorf("%d bytes in the file, want %d", h.fd(5).node.size, len(want))
+	}
+}
+
 // A sleep that is interrupted goes on for what remains of it, however long the
 // way was.
 func TestSleepMoves(t *testing.T) {

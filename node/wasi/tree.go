@@ -1,6 +1,7 @@
 package wasi
 
 import (
+	"cmp"
 	"slices"
 	"sort"
 	"time"
@@ -341,7 +342,7 @@ func (t *tree) ordered() []*inode {
 	for _, n := range t.inodes {
 		all = append(all, n)
 	}
-	sort.Slice(all, func(i, j int) bool { return all[i].ino < all[j].ino })
+	slices.SortFunc(all, func(a, b *inode) int { return cmp.Compare(a.ino, b.ino) })
 	return all
 }
 

@@ -10,7 +10,8 @@ import (
 // The form a file system travels in: a version byte, then a treeState in CBOR
 // (RFC 8949, core deterministic encoding) with integer keys. Inodes are ordered
 // by number, entries too; what can be worked out (links, parents) is left out.
-// Keys are only ever added. See state.cddl.
+// Keys are only ever added; one that a node does not know is refused, since it
+// would lose what is behind it. See state.cddl.
 const treeVersion = 1
 
 // MaxTree bounds an encoded tree, in bytes: what 65,536 files with 4 MiB of

@@ -149,6 +149,7 @@ type Host struct {
 	wait      func(until int64, wake <-chan struct{}) bool
 	output    func(stream int, line []byte)
 	streams   *Streams
+	store     *store
 	tree      *tree
 
 	fds []*descriptor // nil where none is open
@@ -186,7 +187,8 @@ func New(cfg Config) (*Host, error) {
 		h.wait = h.sleep
 	}
 	// What is in use, its indexes, and as much again that is not swept yet.
-	h.tree = newTree(newStore(cfg.Fetch, 2*limits.bytes+64<<20), limits)
+	h.store = newStore(cfg.Fetch, 2*limits.bytes+64<<20)
+	h.tree = newTree(h.store, limits)
 	for i, rights := range streamRights {
 		h.fds = append(h.fds, &descriptor{stream: uint8(i), base: rights})
 	}
@@ -205,15 +207,15 @@ func (h *Host) Interrupted() bool { return h.interrupted }
 // Stored returns the names of the blocks that are here, in no order. Some may
 // no longer be needed. Safe for concurrent use, so that blocks may be sent while
 // the worker runs.
-func (h *Host) Stored() []Hash { return h.tree.store.names() }
+func (h *Host) Stored() []Hash { return h.store.names() }
 
 // Block returns a block, or false if it is not here, or no longer. It must not
 // be changed. Safe for concurrent use.
-func (h *Host) Block(name Hash) ([]byte, bool) { return h.tree.store.peek(name) }
+func (h *Host) Block(name Hash) ([]byte, bool) { return h.store.peek(name) }
 
 // Put adds a block that arrived and returns its name. The error says why no
 // worker has such a block. Safe for concurrent use.
-func (h *Host) Put(data []byte) (Hash, error) { return h.tree.store.put(data) }
+func (h *Host) Put(data []byte) (Hash, error) { return h.store.put(data) }
 
 // Blocks returns the names of all blocks that a State just taken needs: indexes
 // before their pages, each once.
@@ -234,7 +236,7 @@ func (h *Host) Blocks() []Hash {
 func (h *Host) Missing() []Hash {
 	var missing []Hash
 	for _, b := range h.Blocks() {
-		if _, ok := h.tree.store.peek(b); !ok {
+		if _, ok := h.store.peek(b); !ok {
 			missing = append(missing, b)
 		}
 	}
