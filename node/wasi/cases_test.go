@@ -1,6 +1,8 @@
 package wasi
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,11 +11,15 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
+	"github.com/tetratelabs/wazero/sys"
 )
 
 // build returns a WebAssembly file that a command writes; the command's last
 // argument is where.
-func build(t *testing.T, env []string, dir string, command ...string) []byte {
+func build(t testing.TB, env []string, dir string, command ...string) []byte {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "program.wasm")
 	cmd := exec.Command(command[0], append(command[1:], out)...)
@@ -66,9 +72,9 @@ func worker(args ...string) Config {
 	}
 }
 
-// The cases in C, each on a host of its own: one that stays, and one that moves
-// behind every call and in every wait.
-func TestCases(t *testing.T) {
+// cases returns the program that has all cases in C.
+func cases(t testing.TB) []byte {
+	t.Helper()
 	if why := withoutC(); why != "" {
 		t.Skip(why)
 	}
@@ -80,10 +86,14 @@ func TestCases(t *testing.T) {
 		sources[i] = filepath.Base(sources[i])
 	}
 	command := append([]string{"clang", "--target=wasm32-wasi", "-O1", "-Wall"}, sources...)
-	binary := build(t, nil, "testdata/cases", append(command, "-o")...)
+	return build(t, nil, "testdata/cases", append(command, "-o")...)
+}
 
+// The cases in C, each on a host of its own: one that stays, and one that moves
+// behind every call and in every wait.
+func TestCases(t *testing.T) {
 	m := newMachine(t)
-	program := m.compile(t, binary)
+	program := m.compile(t, cases(t))
 	list := newMover(t, worker("cases"), 0)
 	if code := m.run(t, program, list); code != 0 {
 		t.Fatalf("exit code %d", code)
@@ -96,18 +106,18 @@ func TestCases(t *testing.T) {
 		for _, name := range names {
 			t.Run(fmt.Sprintf("%s/every=%d", name, every), func(t *testing.T) {
 				cfg := worker("cases", name)
-				for _, s := range []string{"first line\n", "second", "", " half\n"} {
-					if err := cfg.Streams.Push([]byte(s)); err != nil {
+				if name == "poll_oneoff_stdio" {
+					if err := cfg.Streams.Push([]byte("ready")); err != nil {
 						t.Fatal(err)
 					}
 				}
-				cfg.Streams.CloseInput()
 				every := every
 				if name == "fd_readdir_lots" || name == "files" {
 					every *= 37 // thousands of calls, a thousand files or blocks
 				}
 				host := newMover(t, cfg, every)
 				host.interrupt = every > 0
+				host.feed = []string{"first line\n", "second", "", " half\n"}
 				code := m.run(t, program, host)
 				out := host.output()
 				if code != 0 || out[2] != "" {
@@ -122,7 +132,51 @@ func TestCases(t *testing.T) {
 				if out[1] != want {
 					t.Errorf("output %q", out[1])
 				}
+				if name == "lines" && (len(host.feed) > 0 || every > 0 && host.cut == 0) {
+					t.Errorf("%q was not read, %d waits cut short", host.feed, host.cut)
+				}
 			})
 		}
 	}
+}
+
+// BenchmarkFiles runs a program that writes, reads back and removes a megabyte
+// in small pieces, here and with wazero's own functions on the node's disk, in
+// turn.
+func BenchmarkFiles(b *testing.B) {
+	binary := cases(b)
+	m := newMachine(b)
+	program := m.compile(b, binary)
+	ctx := context.Background()
+	theirs := wazero.NewRuntime(ctx)
+	defer theirs.Close(ctx)
+	wasi_snapshot_preview1.MustInstantiate(ctx, theirs)
+	reference, err := theirs.CompileModule(ctx, binary)
+	if err != nil {
+		b.Fatal(err)
+	}
+	here, there := time.Hour, time.Hour
+	for b.Loop() {
+		host := newMover(b, worker("cases", "files"), 0)
+		start := time.Now()
+		if code := m.run(b, program, host); code != 0 {
+			b.Fatalf("exit code %d: %v", code, host.output())
+		}
+		here = min(here, time.Since(start))
+
+		config := wazero.NewModuleConfig().WithName("").WithArgs("cases", "files").WithStderr(os.Stderr).
+			WithFSConfig(wazero.NewFSConfig().WithDirMount(b.TempDir(), "/"))
+		start = time.Now()
+		mod, err := theirs.InstantiateModule(ctx, reference, config)
+		if mod != nil {
+			mod.Close(ctx)
+		}
+		if exit := (*sys.ExitError)(nil); err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 0) {
+			b.Fatal(err)
+		}
+		there = min(there, time.Since(start))
+	}
+	b.ReportMetric(float64(here.Microseconds())/1000, "ms-min")
+	b.ReportMetric(float64(there.Microseconds())/1000, "ms-min-wazero")
+	b.ReportMetric(float64(here)/float64(there), "ratio")
 }

@@ -24,6 +24,8 @@ type mover struct {
 	now func() uint64
 	// interrupt cuts every other wait short.
 	interrupt bool
+	// feed are messages that come when the guest waits for them.
+	feed []string
 
 	calls, moves, waits, cut int
 	// out is the output that was taken, taken bytes of it.
@@ -50,6 +52,14 @@ func newMover(t testing.TB, cfg Config, every int) *mover {
 			return true
 		}
 		m.take() // it may be what the guest waits for
+		if until == never && len(m.feed) > 0 {
+			if err := m.h.streams.Push([]byte(m.feed[0])); err != nil {
+				t.Error(err)
+			}
+			if m.feed = m.feed[1:]; len(m.feed) == 0 {
+				m.h.streams.CloseInput()
+			}
+		}
 		return m.h.sleep(until, wake)
 	}
 	m.h = m.host(cfg.Dirs, cfg.Streams)

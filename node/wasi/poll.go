@@ -91,7 +91,7 @@ func (h *Host) pollOneoff(mem memory, stack []uint64) errno {
 func (h *Host) pollOnce(subs []byte, began int64, events []byte) (ready uint32, until int64, wake <-chan struct{}) {
 	// The clocks are read once, so that one timeout is not early and the next
 	// late.
-	monotonic, realtime := h.clock.Now(), time.Now().UnixNano()
+	monotonic, realtime := h.clock.Now(), max(0, time.Now().UnixNano())
 	until = never
 	for s := subs; len(s) > 0; s = s[subscriptionSize:] {
 		var e errno

@@ -27,13 +27,8 @@ func TestGoProgram(t *testing.T) {
 	want := "line ONE\nline TWO\nline THREE\nfiles 20\nlog \"entry 0\\nentry 1\\n\"\n"
 	for _, every := range []int{0, 1, 7} {
 		cfg := worker("program")
-		for _, s := range []string{"one\ntw", "o\n", "three"} {
-			if err := cfg.Streams.Push([]byte(s)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		cfg.Streams.CloseInput()
 		host := newMover(t, cfg, every)
+		host.feed = []string{"one\ntw", "o\n", "three"}
 		host.interrupt = every > 0
 		code := m.run(t, program, host)
 		if out := host.output(); code != 0 || out[1] != want || out[2] != "" {
