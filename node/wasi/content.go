@@ -135,6 +135,9 @@ func (cs *contents) read(chunks []*chunk, off int64, dst []byte) errno {
 // ready fetches what reading n bytes at off will need, so that nothing fails
 // once the first byte has been delivered.
 func (cs *contents) ready(chunks []*chunk, off, n int64) errno {
+	if n == 0 {
+		return success // off may be anywhere behind the end
+	}
 	for p := off / PageSize; p*PageSize < off+n; p++ {
 		c := chunks[p/chunkPages]
 		if e := cs.load(c); e != success {

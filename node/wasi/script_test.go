@@ -65,7 +65,7 @@ var (
 	}
 	scriptOffsets = []int64{
 		0, 0, 1, 5, 4095, 4096, 4097, 12345, chunkBytes - 3, chunkBytes, chunkBytes + 4096, 2*chunkBytes + 1, 1 << 20,
-		-1, -4096, math.MaxInt64, math.MinInt64, 1 << 40,
+		-1, -4096, math.MaxInt64, math.MinInt64, 1<<40 + 5, 3<<20 + 1,
 	}
 	scriptSizes = []uint32{0, 1, 7, 100, 4096, 5000, 30000}
 )
