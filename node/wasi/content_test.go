@@ -186,6 +186,9 @@ func TestLostBlocks(t *testing.T) {
 		answer = c.answer
 		before := dest.State()
 		for _, f := range []string{"fd_read", "fd_write"} {
+			if !Waits(f) {
+				t.Errorf("%s waits", f)
+			}
 			if e := call(f, fd, 100, 1, 108); e != c.want || dest.Interrupted() != (c.want == errIntr) {
 				t.Errorf("%s: %s: %d, want %d", name, f, e, c.want)
 			}

@@ -244,6 +244,9 @@ func play(t testing.TB, data []byte, stays, moves memory) {
 		if a.h.Interrupted() != (e1 == errIntr) || (e1 == errIntr && !bytes.Equal(stays.all(), moves.all())) {
 			t.Fatalf("step %d, %s%v: interrupted, with an effect", s.step, name, args)
 		}
+		if e1 == errIntr && !Waits(name) {
+			t.Fatalf("step %d, %s%v: interrupted, which never waits", s.step, name, args)
+		}
 		e2 := b.h.call(name, functions[name], moves, append(make([]uint64, 0, 16), args...))
 		b.move()
 		if e1 != e2 {

@@ -8,6 +8,17 @@ import (
 // never is a deadline that does not come.
 const never = math.MaxInt64
 
+// Waits says whether a function may wait, for the world or for a block, and so
+// be interrupted: a guest that is to move must be able to unwind where it calls
+// one of these. All others return at once.
+func Waits(name string) bool {
+	switch name {
+	case "fd_read", "fd_pread", "fd_write", "fd_pwrite", "fd_filestat_set_size", "poll_oneoff", "sched_yield":
+		return true
+	}
+	return false
+}
+
 // sleep is Config.Wait for a worker that is never interrupted.
 func (h *Host) sleep(until int64, wake <-chan struct{}) (interrupted bool) {
 	if until == never {

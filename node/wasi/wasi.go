@@ -28,7 +28,9 @@
 // A guest that sleeps, or reads when there is no input, or writes when nobody
 // takes the output, waits in Config.Wait, which ends also when a move wants the
 // worker. The function then returns EINTR and has had no effect: no memory
-// written, no byte consumed. Interrupted says so to whoever called the guest.
+// written, no byte consumed. Interrupted says so to whoever called the guest;
+// Waits lists the functions this can happen to. A call that did not wait has
+// happened, also while a move wants the worker: it must not be made again.
 // The guest's code is rewritten to unwind at this point and, wherever it goes
 // on, to make the same call with the same arguments again. A poll with a
 // relative timeout then waits for what remained of it. Every other function
