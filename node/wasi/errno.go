@@ -27,7 +27,6 @@ const (
 	errNotempty    errno = 55
 	errNotsock     errno = 57
 	errNotsup      errno = 58
-	errOverflow    errno = 61
 	errPerm        errno = 63
 	errSpipe       errno = 70
 	errNotcapable  errno = 76

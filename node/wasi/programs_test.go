@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -127,10 +128,6 @@ func TestProgramsOfWazero(t *testing.T) {
 // sorted orders the lines of a text.
 func sorted(s string) string {
 	lines := strings.Split(s, "\n")
-	for i := range lines {
-		for j := i; j > 0 && lines[j] < lines[j-1]; j-- {
-			lines[j], lines[j-1] = lines[j-1], lines[j]
-		}
-	}
+	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,20 +44,7 @@ var signatures = map[string]string{
 	"path_open ": "fiPirrip", "path_open  ": "fiPirrip", "fd_write ": "fvp", "fd_pwrite ": "fvop", "fd_read ": "fvp",
 }
 
-var scripted = sortedKeys(signatures)
-
-func sortedKeys(m map[string]string) []string {
-	var names []string
-	for name := range m {
-		names = append(names, name)
-	}
-	for i := range names {
-		for j := i; j > 0 && names[j] < names[j-1]; j-- {
-			names[j], names[j-1] = names[j-1], names[j]
-		}
-	}
-	return names
-}
+var scripted = slices.Sorted(maps.Keys(signatures))
 
 var (
 	scriptPaths = []string{

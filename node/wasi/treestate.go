@@ -3,6 +3,7 @@ package wasi
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -73,8 +74,9 @@ func must[T any](v T, err error) T {
 // encode returns the tree as it travels, with everything in it named.
 func (t *tree) encode() []byte {
 	t.settleAll()
-	s := treeState{Next: t.next}
-	for _, n := range t.ordered() {
+	all := t.ordered()
+	s := treeState{Next: t.next, Nodes: make([]inodeState, 0, len(all))}
+	for _, n := range all {
 		is := inodeState{
 			Ino: n.ino, Kind: n.kind, Atim: n.atim, Mtim: n.mtim, Ctim: n.ctim,
 			Size: n.size, Target: n.target,
@@ -84,6 +86,7 @@ func (t *tree) encode() []byte {
 		}
 		if n.dir != nil {
 			is.Next, is.Root = n.dir.next, n.dir.root
+			is.Entries = make([]entryState, 0, len(n.dir.byName))
 			for _, e := range n.dir.list {
 				if e.node != nil {
 					is.Entries = append(is.Entries, entryState{Number: e.number, Name: e.name, Ino: e.node.ino})
@@ -119,6 +122,7 @@ func (t *tree) decode(b []byte) (*tree, error) {
 	d := newTree(t.store, t.limits)
 	d.now = t.now
 	d.next = s.Next
+	d.inodes = make(map[uint64]*inode, len(s.Nodes))
 	last := uint64(0)
 	for i := range s.Nodes {
 		is := &s.Nodes[i]
@@ -175,8 +179,11 @@ func (t *tree) decodeNode(is *inodeState) (*inode, error) {
 		if is.Next < firstEntry || is.Next > 1<<63 {
 			return nil, fmt.Errorf("next entry %d", is.Next)
 		}
-		n.dir = newDirectory()
-		n.dir.root = is.Root
+		n.dir = &directory{
+			byName: make(map[string]*entry, len(is.Entries)),
+			list:   make([]*entry, 0, len(is.Entries)),
+			next:   firstEntry, root: is.Root,
+		}
 	default:
 		return nil, fmt.Errorf("of kind %d with what another kind has", is.Kind)
 	}
@@ -193,7 +200,7 @@ func (t *tree) decodeEntries(is *inodeState) error {
 		case e.Number < d.next || e.Number >= is.Next:
 			return fmt.Errorf("entry %d, want %d to %d", e.Number, d.next, is.Next)
 		case e.Name == "" || e.Name == "." || e.Name == ".." || len(e.Name) > maxName ||
-			checkText(e.Name) != success || hasSlash(e.Name):
+			checkText(e.Name) != success || strings.Contains(e.Name, "/"):
 			return fmt.Errorf("entry %d: not a name", e.Number)
 		case d.byName[e.Name] != nil:
 			return fmt.Errorf("entry %d: a name that another has", e.Number)
@@ -209,15 +216,6 @@ func (t *tree) decodeEntries(is *inodeState) error {
 		dir.dir.next = is.Next
 	}
 	return nil
-}
-
-func hasSlash(s string) bool {
-	for i := range len(s) {
-		if s[i] == '/' {
-			return true
-		}
-	}
-	return false
 }
 
 // checkShape says whether every directory is below one without a parent, and
