@@ -360,7 +360,7 @@ func (p *problem) toMove(c *candidate, here float64) {
 	}
 	c.move = PredictMove(p.moveInput(c.node, min(max(here-c.cost, 0), 1)))
 	o := c.move.Chosen()
-	c.moveCost = movePrice + (o.Blackout + o.Stall).Seconds()
+	c.moveCost = movePrice + o.harm(0)
 	c.blackout = o.BlackoutAt
 	q := 0.99
 	b := p.t.app.Objectives.Blackout

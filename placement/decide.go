@@ -374,8 +374,10 @@ func (p *problem) shortlist(st *State) []ranked {
 		return list
 	}
 	// Keep the smallest keys in a heap whose root is the largest of them.
+	memory := int64(t.app.Limits.Memory)
 	for _, n := range t.eligible {
-		if n == p.here {
+		// What has no room must not take the place of what has.
+		if node := &p.v.nodes[n]; n == p.here || node.MemoryFree < memory || node.Load >= maxLoad {
 			continue
 		}
 		key := p.lower(n)

@@ -250,13 +250,17 @@ func PredictMove(in MoveInput) MovePrediction {
 	return p
 }
 
-// harm is what an option costs the user, in seconds.
+// harm is what an option costs the user, in seconds. A second of stalls counts
+// half of one of blackout: the worker gets on between them.
 func (o *MoveOption) harm(urgency float64) float64 {
-	return (o.Blackout + o.Stall).Seconds() + urgency*o.Before.Seconds()
+	return o.Blackout.Seconds() + o.Stall.Seconds()/2 + urgency*o.Before.Seconds()
 }
 
 func (p *MovePrediction) choose(urgency float64) Strategy {
-	best := StopAndCopy // always possible
+	best := PostCopy // which wins among equals
+	if !p.Options[best].Possible {
+		best = StopAndCopy // always is
+	}
 	better := func(a, b *MoveOption) bool {
 		// A source that goes away before the end takes the worker along:
 		// worse than any blackout.
