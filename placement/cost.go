@@ -161,7 +161,6 @@ type candidate struct {
 	move          MovePrediction
 	moveCost      float64
 	gain          float64
-	now           float64       // gain by what it costs at this moment
 	was           Challenger    // what is remembered of it
 	blackout      time.Duration // at the objective's quantile, budgets considered
 	convergeAfter time.Duration
@@ -170,6 +169,27 @@ type candidate struct {
 // endless stands for the latency of a queue that grows without end, in
 // seconds.
 const endless = 1e3
+
+// floor is what the worker costs wherever it is: the way between its users
+// and the nodes at which they enter the mesh stays.
+func (p *problem) floor() float64 {
+	access := 0.0
+	for i := range p.users {
+		access += p.users[i].share * p.users[i].access.mid
+	}
+	return comfort * min(access/p.t.scale(), 2)
+}
+
+// scale is the latency that counts as uncomfortable, in seconds.
+func (t *target) scale() float64 {
+	switch {
+	case t.event != nil:
+		return t.event.Max.Seconds()
+	case t.users != nil:
+		return t.users.Max.Seconds()
+	}
+	return comfortScale
+}
 
 // evaluate predicts what node n would be like. It does not predict the move
 // there; see toMove.
@@ -254,14 +274,7 @@ func (p *problem) evaluate(n int32) candidate {
 				c.fails = c.fails.with(CodeRTT)
 			}
 		}
-		scale := comfortScale
-		switch {
-		case t.event != nil:
-			scale = t.event.Max.Seconds()
-		case t.users != nil:
-			scale = t.users.Max.Seconds()
-		}
-		c.nearest = comfort * min((c.network+c.local.mid)/scale, 2)
+		c.nearest = comfort * min((c.network+c.local.mid)/t.scale(), 2)
 	}
 	for i := range p.peers {
 		o := &t.apps[p.peers[i].obj]

@@ -190,8 +190,9 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 		}
 	}
 	stay := st.stay(m)
-	if leave == Content && here.cost*stay <= movePrice {
-		// Even a place without any cost would not be worth the move.
+	if leave == Content && (here.cost-p.floor())*stay <= movePrice {
+		// Even the best place that there could be would not be worth the
+		// move.
 		d.Reason = Content
 		return d, next
 	}

@@ -387,7 +387,7 @@ func (p *problem) would(c *candidate, stay float64) *Threshold {
 		p.added = added
 		here := p.evaluate(p.here)
 		p.added = 0
-		moves := here.cost-c.cost > improve*here.cost && (here.cost-c.cost)*stay > c.moveCost && here.cost*stay > movePrice
+		moves := here.cost-c.cost > improve*here.cost && (here.cost-c.cost)*stay > c.moveCost && (here.cost-p.floor())*stay > movePrice
 		return here.event, moves || here.fails&objectiveCodes != 0
 	}
 	hi := 1e-3

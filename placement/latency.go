@@ -38,8 +38,8 @@ func (r RTT) spread() spread {
 // riskWidth is the relative uncertainty of a prediction, as the standard
 // deviation of its logarithm; wider where the network was only estimated.
 const (
-	riskWidth          = 0.08
-	riskWidthEstimated = 0.16
+	riskWidth          = 0.10
+	riskWidthEstimated = 0.20
 )
 
 // risk returns the probability that a value predicted as v turns out above

@@ -28,7 +28,7 @@ func TestPredictMove(t *testing.T) {
 		{"writes faster than the link", func(in *MoveInput) { in.DirtyRate, in.WorkingSet = 100<<20, 32<<20 }, PostCopy, 13 * ms, 24 * ms},
 		{"hurry", func(in *MoveInput) { in.Urgency = 1 }, PostCopy, 13 * ms, 24 * ms},
 		{"no paging, a fast writer", func(in *MoveInput) { in.Paging, in.DirtyRate, in.WorkingSet = false, 100<<20, 32<<20 }, PreCopy, 2 * time.Second, 4 * time.Second},
-		{"tiny", func(in *MoveInput) { in.Memory, in.WorkingSet, in.DirtyRate = 8<<10, 8<<10, 0 }, PostCopy, 13 * ms, 24 * ms},
+		{"tiny", func(in *MoveInput) { in.Memory, in.WorkingSet, in.DirtyRate = 8<<10, 8<<10, 0 }, Hybrid, 13 * ms, 24 * ms},
 		{"already there", func(in *MoveInput) { in.Cached = 64 << 20 }, PostCopy, 13 * ms, 24 * ms},
 		{"source leaves in 3 s", func(in *MoveInput) { in.Deadline, in.Cached = 3*time.Second, 40<<20 }, PreCopy, 13 * ms, 30 * ms},
 	} {
