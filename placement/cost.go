@@ -95,7 +95,7 @@ func (v *View) problem(app *manifest.App, w *Worker) problem {
 			access = spread{mid: v.nodes[e].Access.At(0.99).Seconds()}
 		}
 		// A user who says nothing now still is one.
-		share := max(u.Rate, 1e-3)
+		share := max(sane(u.Rate, 0), 1e-3)
 		s.users = append(s.users, userTerm{e, v.row(e), access, share})
 	}
 	// Sums of floats depend on their order; decisions must not.
@@ -127,7 +127,7 @@ func (v *View) problem(app *manifest.App, w *Worker) problem {
 		}
 		for i := range w.Interfaces {
 			u := &w.Interfaces[i]
-			if u.Name != f.Name || u.PerEvent <= 0 {
+			if u.Name != f.Name || !(u.PerEvent > 0) {
 				continue
 			}
 			term := useTerm{u.PerEvent, p.t.providers[k]}

@@ -112,6 +112,9 @@ type Decision struct {
 	// To is where to move. When the action is Stay and a candidate is waited
 	// for, To is that candidate.
 	To NodeID
+	// Next are the nodes to ask, in this order, when To refuses; only for
+	// moves.
+	Next []NodeID
 	// Until is when what is waited for (Holding, Dwelling, Capped) is over,
 	// if nothing changes.
 	Until time.Time
@@ -147,6 +150,8 @@ const (
 	// count as equals, told apart by a hash, so that not all workers choose
 	// the same of two equals.
 	sameGain = 0.9
+	// maxNext bounds Decision.Next.
+	maxNext = 3
 	// wantedPaths bounds Decision.Measure.
 	wantedPaths = 3
 )
@@ -219,6 +224,7 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 		}
 		d.Action, d.Reason = Move, leave
 		d.fill(v, best)
+		d.Next = p.next(passed, best.node)
 		return d, next
 	}
 
@@ -291,6 +297,7 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 		return d, next
 	}
 	d.Action, d.Reason = Move, Better
+	d.Next = p.next(held, best.node)
 	if leave == LeaveObjective {
 		d.Reason = LeaveObjective
 	}
@@ -307,6 +314,20 @@ func (c *candidate) holds(bar float64, m *manifest.Migration, now time.Time) tim
 		}
 	}
 	return at
+}
+
+// next returns the best of cs after chosen, best first. It reorders cs.
+func (p *problem) next(cs []candidate, chosen int32) []NodeID {
+	slices.SortFunc(cs, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(b.gain, a.gain), cmp.Compare(a.node, b.node))
+	})
+	var out []NodeID
+	for i := range cs {
+		if cs[i].node != chosen && len(out) < maxNext {
+			out = append(out, p.v.nodes[cs[i].node].ID)
+		}
+	}
+	return out
 }
 
 func (d *Decision) fill(v *View, c *candidate) {
@@ -326,16 +347,26 @@ type ranked struct {
 func (p *problem) rank(hereCost, stay float64, st *State, allow Codes, d *Decision) []candidate {
 	short := p.shortlist(st)
 	out := p.predict(short, hereCost, stay, allow, d)
-	if len(out) == 0 && len(short) < len(p.t.eligible) {
-		// None of the nearest fits: look at all.
-		all := p.v.scratch.shortlist[:0]
-		for _, n := range p.t.eligible {
-			if n != p.here {
-				all = append(all, ranked{node: n})
-			}
+	if len(out) > 0 || len(p.t.eligible) <= scanAll {
+		return out
+	}
+	// None of those that seemed nearest fits: look at all, and predict the
+	// move to the cheapest of them, a few at a time.
+	all := p.v.scratch.shortlist[:0]
+	for _, n := range p.t.eligible {
+		if n == p.here {
+			continue
 		}
-		p.v.scratch.shortlist = all
-		out = p.predict(all, hereCost, stay, allow, d)
+		if c := p.evaluate(n); c.fails&^allow == 0 {
+			all = append(all, ranked{c.cost, n})
+		}
+	}
+	p.v.scratch.shortlist = all
+	slices.SortFunc(all, func(a, b ranked) int { return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(a.node, b.node)) })
+	for len(all) > 0 && len(out) == 0 {
+		k := min(len(all), scanAll)
+		out = p.predict(all[:k], hereCost, stay, allow, d)
+		all = all[k:]
 	}
 	return out
 }

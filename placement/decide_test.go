@@ -1,7 +1,9 @@
 package placement
 
 import (
+	"encoding/json"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -377,6 +379,68 @@ func TestPredicatesAreNeverViolated(t *testing.T) {
 	}
 	if moves == 0 {
 		t.Error("no decision was to move")
+	}
+}
+
+// Whatever other nodes claim, decisions remain numbers.
+func TestNonsenseIn(t *testing.T) {
+	r := seed(t)
+	odd := []float64{math.NaN(), math.Inf(1), math.Inf(-1), -1, 0, 1e300, 5e-324, 0.5}
+	float := func(p *float64) {
+		if r.IntN(3) == 0 {
+			*p = odd[r.IntN(len(odd))]
+		}
+	}
+	duration := func(p *time.Duration) {
+		if r.IntN(3) == 0 {
+			*p = []time.Duration{math.MinInt64, math.MaxInt64, 0, -1}[r.IntN(4)]
+		}
+	}
+	a := app(t, func(a *manifest.App) { a.Migration.HoldFor = 0 })
+	for range 500 {
+		nodes, paths := world(r, 2+r.IntN(60))
+		for i := range nodes {
+			n := &nodes[i]
+			float(&n.Load)
+			float(&n.Speed)
+			float(&n.Uplink)
+			float(&n.Downlink)
+			float(&n.Coordinate.Height)
+			float(&n.Coordinate.Adjustment)
+			float(&n.Coordinate.Error)
+			float(&n.Coordinate.Vec[0])
+			duration(&n.Access.Promised)
+			n.Cores = []int{-1, 0, 1, math.MaxInt32}[r.IntN(4)]
+		}
+		for i := range paths {
+			float(&paths[i].Rate)
+			duration(&paths[i].RTT.P50)
+			duration(&paths[i].RTT.P99)
+		}
+		w := randomWorker(r, nodes)
+		float(&w.DirtyRate)
+		float(&w.Event.Rate)
+		duration(&w.Event.P50)
+		duration(&w.Event.P99)
+		for i := range w.Users {
+			float(&w.Users[i].Rate)
+			duration(&w.Users[i].Access.P50)
+		}
+		v := view(t, t0, nodes, paths...)
+		e := v.Explain(a, w, State{})
+		for _, x := range []float64{e.Decision.Cost, e.Decision.CostThere, e.Decision.Gain} {
+			if math.IsNaN(x) || math.IsInf(x, 0) {
+				t.Fatalf("got %+v", e.Decision)
+			}
+		}
+		if _, err := json.Marshal(e); err != nil {
+			for _, o := range e.Others {
+				if _, err := json.Marshal(o); err != nil {
+					t.Fatalf("%v: %+v\n%+v", err, o, w)
+				}
+			}
+			t.Fatalf("%v: %+v", err, e.Here)
+		}
 	}
 }
 

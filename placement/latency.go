@@ -27,8 +27,8 @@ const z99 = 2.3263478740408408
 func score(q float64) float64 { return math.Sqrt2 * math.Erfinv(2*q-1) / z99 }
 
 func (r RTT) spread() spread {
-	mid := r.P50.Seconds()
-	tail := r.P99.Seconds() - mid
+	mid := min(max(r.P50.Seconds(), 0), maxRTT)
+	tail := min(r.P99.Seconds(), 10*maxRTT) - mid
 	if tail < 0 {
 		tail = unknownTail * mid
 	}
@@ -69,17 +69,19 @@ type service struct {
 }
 
 func newService(e EventTime) service {
-	mid := e.P50.Seconds()
+	// Beyond an hour, a million events a second or a thousandfold tail,
+	// squares overflow, and nothing depends on them any more.
+	mid, rate := min(e.P50, time.Hour).Seconds(), min(sane(e.Rate, 0), 1e6)
 	if mid <= 0 {
-		return service{rate: e.Rate}
+		return service{rate: rate}
 	}
-	p99 := max(e.P99.Seconds(), mid)
+	p99 := min(max(e.P99.Seconds(), mid), 1000*mid)
 	sigma := math.Log(p99/mid) / z99
 	return service{
 		spread: spread{mid, p99 - mid},
 		mean:   mid * math.Exp(sigma*sigma/2),
 		second: mid * mid * math.Exp(2*sigma*sigma),
-		rate:   e.Rate,
+		rate:   rate,
 	}
 }
 

@@ -169,8 +169,8 @@ const (
 func PredictMove(in MoveInput) MovePrediction {
 	var p MovePrediction
 	m := in.Model.withDefaults()
-	rate := in.Rate
-	if rate <= 0 {
+	rate := sane(in.Rate, 0)
+	if rate < 1 {
 		rate = assumedRate
 	}
 	rtt := in.RTT.spread()
@@ -194,7 +194,7 @@ func PredictMove(in MoveInput) MovePrediction {
 		if hot <= 0 {
 			return 0
 		}
-		return hot * -math.Expm1(-in.DirtyRate*t/hot)
+		return hot * -math.Expm1(-sane(in.DirtyRate, 0)*t/hot)
 	}
 	base := spread{m.RTTs*rtt.mid + m.Fixed.Seconds(), 0}
 	base.tail = modelRTTsTop*(rtt.mid+rtt.tail) - m.RTTs*rtt.mid + modelFixTail.Seconds()

@@ -24,6 +24,7 @@ const (
 	// coordinates say.
 	PathFresh = 2 * time.Minute
 
+	maxRTT      = 60.0      // seconds: whatever is longer is as bad
 	assumedRTT  = 0.1       // seconds
 	assumedRate = 12.5e6    // bytes per second: 100 Mbit/s
 	unknownTail = 0.25      // p99 over p50, less 1, where only the median is known

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -46,6 +47,38 @@ type row struct {
 // ErrView is what the errors of [NewView] unwrap to.
 var ErrView = errors.New("view is inconsistent")
 
+// maxSpeedRatio bounds how much faster or slower than the median a node can
+// count: what is beyond says more about who measured than about the node.
+const maxSpeedRatio = 32.0
+
+// sanitize replaces figures that no node can have. They come from other nodes,
+// and one of them that is mistaken or lies must not upset the arithmetic for
+// all: not a number, above all, compares as neither better nor worse.
+func (n *Node) sanitize() {
+	n.Load = min(sane(n.Load, 1), 1)
+	n.Speed = sane(n.Speed, 0)
+	n.Uplink, n.Downlink = sane(n.Uplink, 0), sane(n.Downlink, 0)
+	n.MemoryFree = max(n.MemoryFree, 0)
+	n.Cores = min(max(n.Cores, 0), 4096)
+	c := &n.Coordinate
+	sum := c.Height + c.Adjustment + c.Error
+	for _, x := range c.Vec {
+		sum += math.Abs(x)
+	}
+	// A round trip of a minute is no coordinate.
+	if !(math.Abs(sum) < 60) || c.Height < 0 || c.Error < 0 {
+		*c = Coordinate{}
+	}
+}
+
+// sane returns x if it is a number from 0 up, else otherwise.
+func sane(x, otherwise float64) float64 {
+	if !(x >= 0) || math.IsInf(x, 1) {
+		return otherwise
+	}
+	return x
+}
+
 // NewView returns a view as of now. It keeps copies of the slices, but not of
 // what is behind them. Paths to nodes that are not in the view are left out:
 // facts arrive one by one. The order of nodes and paths does not matter; of
@@ -60,6 +93,7 @@ func NewView(now time.Time, nodes []Node, paths []Path) (*View, error) {
 	var speeds []float64
 	for i := range v.nodes {
 		n := &v.nodes[i]
+		n.sanitize()
 		if _, ok := v.index[n.ID]; ok || n.ID == "" {
 			return nil, fmt.Errorf("%w: node %q is in it twice or has no id", ErrView, n.ID)
 		}
@@ -78,13 +112,15 @@ func NewView(now time.Time, nodes []Node, paths []Path) (*View, error) {
 		h := &v.host[i]
 		h.cores = max(n.Cores, 1)
 		h.exponent = stretchExponent(h.cores)
-		if h.speed = n.Speed / median; h.speed <= 0 {
-			h.speed = 1
+		h.speed = 1
+		if n.Speed > 0 {
+			h.speed = min(max(n.Speed/median, 1/maxSpeedRatio), maxSpeedRatio)
 		}
 	}
 	slices.SortStableFunc(v.refs, comparePaths)
 	for i := range v.refs {
 		p := &v.refs[i]
+		p.Rate = sane(p.Rate, 0)
 		a, okA := v.index[p.From]
 		b, okB := v.index[p.To]
 		if !okA || !okB || a == b {

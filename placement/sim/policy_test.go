@@ -160,14 +160,16 @@ func (p *ours) decide(r *run, i int) int {
 	if d.Action != placement.Move {
 		return owner
 	}
-	to := p.index[d.To]
-	need := placement.Need{Memory: u.memory, CPU: u.cpu() / r.nodes[to].speed}
-	free := placement.Need{Memory: r.nodes[to].memory, CPU: float64(r.nodes[to].cores) * max(0, 0.9-r.total(to))}
-	if err := p.books[to].Reserve(at(r.now), w.ID, need, free); err != nil {
+	for _, id := range append([]placement.NodeID{d.To}, d.Next...) {
+		to := p.index[id]
+		need := placement.Need{Memory: u.memory, CPU: u.cpu() / r.nodes[to].speed}
+		free := placement.Need{Memory: r.nodes[to].memory, CPU: float64(r.nodes[to].cores) * max(0, 0.9-r.total(to))}
+		if err := p.books[to].Reserve(at(r.now), w.ID, need, free); err == nil {
+			return to
+		}
 		r.result.refused++
-		return owner
 	}
-	return to
+	return owner
 }
 
 func (p *ours) moved(r *run, i, from, to int) {
