@@ -50,11 +50,13 @@ const (
 	Immovable
 	// Better: the candidate has been better for long enough.
 	Better
-	// LeaveDraining, LeavePredicate and LeaveObjective: the owner drains, no
+	// LeaveDraining, LeavePredicate, LeaveObjective: the owner drains, no
 	// longer fits the required predicates, or breaks a hard objective.
 	LeaveDraining
 	LeavePredicate
 	LeaveObjective
+	// LeaveGone: the owner is not in the view.
+	LeaveGone
 	// Start: the worker runs nowhere.
 	Start
 	// NoCandidate: it must leave or start, and nobody fits.
@@ -64,7 +66,7 @@ const (
 
 var reasonNames = [reasons]string{
 	"content", "no-better", "holding", "dwelling", "capped", "pinned", "manual", "never",
-	"better", "draining", "predicate", "objective", "start", "no-candidate",
+	"better", "draining", "predicate", "objective", "gone", "start", "no-candidate",
 }
 
 var reasonTexts = [reasons]string{
@@ -80,6 +82,7 @@ var reasonTexts = [reasons]string{
 	"its node drains",
 	"its node no longer fits what the manifest requires",
 	"its node is predicted to break a hard objective",
+	"its node is gone",
 	"it runs nowhere yet",
 	"no node fits",
 }
@@ -139,7 +142,10 @@ type Decision struct {
 }
 
 // A PathWanted is a path to be measured.
-type PathWanted struct{ From, To NodeID }
+type PathWanted struct {
+	From NodeID `json:"from"`
+	To   NodeID `json:"to"`
+}
 
 const (
 	// shortlistSize is how many candidates are predicted in full; all are
@@ -159,6 +165,10 @@ const (
 // Decide decides what to do with worker w of app now. st is what the last
 // decision (or [State.Moved]) returned; the second result takes its place. The
 // decision depends on the arguments and the view alone.
+//
+// The caller is the worker's owner; only when the owner has gone may another
+// node decide, and it must first make sure, by the worker's epoch, that it is
+// the one to take over.
 func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) {
 	d := Decision{Worker: w.ID, At: v.now, From: w.Owner}
 	next := st
@@ -169,9 +179,15 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 
 	var here candidate
 	var leave Reason // Content when it need not
-	if p.here < 0 {
+	switch {
+	case p.here < 0 && w.Owner == "":
 		leave = Start
-	} else {
+	case p.here < 0:
+		leave = LeaveGone
+		if len(app.Fallback) > 0 {
+			return v.afterGone(app, w, d), next
+		}
+	default:
 		here = p.evaluate(p.here)
 		d.Cost = here.cost
 		switch {
@@ -202,7 +218,7 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 		return d, next
 	}
 	// What must leave at once, or runs nowhere, takes the best place there is.
-	atOnce := leave == Start || leave == LeaveDraining || leave == LeavePredicate
+	atOnce := leave == Start || leave == LeaveGone || leave == LeaveDraining || leave == LeavePredicate
 
 	passed := p.rank(here.cost, stay, &st, 0, &d)
 	if len(passed) == 0 && leave != Content {

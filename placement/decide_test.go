@@ -259,6 +259,10 @@ func TestFallback(t *testing.T) {
 	if want := []NodeID{"near", "far"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
+	d, _ := view(t, t0, nodes[1:], paths...).Decide(a, w, State{})
+	if d.Action != Move || d.Reason != LeaveGone || d.To != "near" || !slices.Equal(d.Next, []NodeID{"far"}) {
+		t.Errorf("got %+v, want near, then far", d)
+	}
 	// Draining with nothing that keeps the hard objective: the list decides.
 	nodes[2].Cordoned = false
 	nodes[0].Draining = true
@@ -266,7 +270,7 @@ func TestFallback(t *testing.T) {
 		b.Fallback = []manifest.Fallback{{Node: "far"}, {Tier: manifest.Cloud}}
 		b.Objectives.Event = &manifest.Objective{Max: manifest.Duration(5 * ms), Quantile: 0.99, Window: manifest.Duration(10 * time.Second), Mode: manifest.Hard}
 	})
-	d, _ := view(t, t0, nodes, paths...).Decide(a, w, State{})
+	d, _ = view(t, t0, nodes, paths...).Decide(a, w, State{})
 	if d.Action != Move || d.To != "far" || !d.Degraded || d.Reason != LeaveDraining {
 		t.Errorf("got %+v, want a degraded move to far", d)
 	}
@@ -532,5 +536,31 @@ func TestReservationsConserve(t *testing.T) {
 	}
 	if accepted == 0 || refused == 0 {
 		t.Errorf("%d accepted, %d refused: nothing was tried", accepted, refused)
+	}
+}
+
+// A state that travels means the same on a node whose clock differs.
+func TestStateTravels(t *testing.T) {
+	a := app(t, nil)
+	st := State{}
+	for i := range 10 {
+		st = st.Moved(t0.Add(time.Duration(i)*time.Minute), NodeID("ab"[i%2:i%2+1]), NodeID("ba"[i%2:i%2+1]), true, &a.Migration)
+	}
+	now := t0.Add(10 * time.Minute)
+	away := now.Add(-1000 * time.Hour)
+	got := st.Pack(now).Unpack(away)
+	if got.Previous != st.Previous || got.Dwell != st.Dwell || got.Stay != st.Stay || len(got.Moves) != len(st.Moves) {
+		t.Errorf("got %+v, want %+v", got, st)
+	}
+	if got, want := away.Sub(got.Since), now.Sub(st.Since); got != want {
+		t.Errorf("owned for %v, want %v", got, want)
+	}
+	if got, want := got.minDwell(&a.Migration, away), st.minDwell(&a.Migration, now); got != want {
+		t.Errorf("must stay for %v, want %v", got, want)
+	}
+	// What a peer made up stays within bounds.
+	bad := PackedState{Since: -time.Hour, Dwell: math.MaxInt64, Stay: -1, Moves: make([]time.Duration, 1e6)}.Unpack(now)
+	if bad.Since.After(now) || bad.Dwell > 64*24*time.Hour || bad.Stay < 0 || len(bad.Moves) > 120 {
+		t.Errorf("got since %v, dwell %v, stay %v, %d moves", bad.Since, bad.Dwell, bad.Stay, len(bad.Moves))
 	}
 }

@@ -31,6 +31,19 @@ func named(f manifest.Fallback, n *Node) bool {
 	return f.Tier == n.Tier
 }
 
+// afterGone completes decision d for a worker whose owner is not in the view:
+// the manifest's list decides, in its order.
+func (v *View) afterGone(app *manifest.App, w *Worker, d Decision) Decision {
+	ids := v.Fallback(app, w)
+	if len(ids) == 0 {
+		d.Action, d.Reason = Stuck, NoCandidate
+		return d
+	}
+	d.Action, d.Reason, d.To = Move, LeaveGone, ids[0]
+	d.Next = ids[1:min(len(ids), maxNext+1)]
+	return d
+}
+
 // Fallback says who takes a worker whose owner has gone, by the manifest's
 // list: the nodes to ask, in this order. Nodes that do not fit what is
 // required are left out; those that are predicted to break a hard objective

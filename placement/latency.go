@@ -38,7 +38,7 @@ func (r RTT) spread() spread {
 // riskWidth is the relative uncertainty of a prediction, as the standard
 // deviation of its logarithm; wider where the network was only estimated.
 const (
-	riskWidth          = 0.10
+	riskWidth          = 0.12
 	riskWidthEstimated = 0.20
 )
 

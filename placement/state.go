@@ -2,6 +2,7 @@ package placement
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"meshnode/placement/manifest"
@@ -9,8 +10,9 @@ import (
 
 // A State is what must be remembered of a worker between two decisions. It is
 // a value: [View.Decide] returns the next one, and it travels with the worker,
-// so that whoever owns the worker next goes on from there. The zero State is
-// that of a worker that has just been started.
+// so that whoever owns the worker next goes on from there. Its times are on
+// the clock of the node that decides; it travels as a [PackedState]. The zero
+// State is that of a worker that has just been started.
 type State struct {
 	// Since is when the present owner got the worker. Previous is who had it
 	// before.
@@ -42,14 +44,14 @@ type Challenger struct {
 	// (Page, "Continuous inspection schemes", 1954). What is much better soon
 	// counts; noise between equals, which the offset pulls down, does not add
 	// up. A smoothed advantage was tried instead: with the same delay it made
-	// fifty moves a day between equals where this makes none.
+	// some fifty moves a day between equals where this makes none.
 	Regret float64
 }
 
 // regretFor is the regret at which a worker moves, in violated seconds for
 // each second of holdFor: less than 1, so that for a place that is better in
 // full holdFor alone decides.
-const regretFor = 2.0 / 3
+const regretFor = 1.0 / 3
 
 // maxStep bounds the time, in seconds, that one look counts for.
 const maxStep = 5
@@ -144,4 +146,53 @@ func (s *State) challenger(n NodeID) Challenger {
 		}
 	}
 	return Challenger{Node: n}
+}
+
+// A PackedState is a State for the way to another node. It has ages in place
+// of times, since the two nodes' clocks differ, and no challengers, since those
+// are of the place that is left.
+type PackedState struct {
+	Since    time.Duration   `cbor:"1,keyasint"`
+	Previous NodeID          `cbor:"2,keyasint,omitempty"`
+	Dwell    time.Duration   `cbor:"3,keyasint"`
+	Stay     time.Duration   `cbor:"4,keyasint"`
+	Moves    []time.Duration `cbor:"5,keyasint,omitempty"`
+}
+
+// Pack returns s as of now.
+func (s State) Pack(now time.Time) PackedState {
+	p := PackedState{Previous: s.Previous, Dwell: s.Dwell, Stay: s.Stay}
+	if !s.Since.IsZero() {
+		p.Since = max(1, now.Sub(s.Since)) // 0 means never
+	}
+	for _, t := range s.movesSince(now.Add(-time.Hour)) {
+		p.Moves = append(p.Moves, now.Sub(t))
+	}
+	return p
+}
+
+// Limits on what a peer may send as a state, by the bounds of the manifest.
+const (
+	maxMoves      = 120
+	maxMinDwell   = 24 * time.Hour
+	maxPreviousID = 128
+)
+
+// Unpack returns the state that p is at now. Whatever a peer sent, the result
+// is within the bounds of a state.
+func (p PackedState) Unpack(now time.Time) State {
+	s := State{Previous: p.Previous, Dwell: min(max(p.Dwell, 0), maxGrowth*maxMinDwell), Stay: min(max(p.Stay, 0), maxMinDwell)}
+	if len(s.Previous) > maxPreviousID {
+		s.Previous = ""
+	}
+	if p.Since > 0 {
+		s.Since = now.Add(-p.Since)
+	}
+	for _, age := range p.Moves[max(0, len(p.Moves)-maxMoves):] {
+		if age >= 0 && age < time.Hour {
+			s.Moves = append(s.Moves, now.Add(-age))
+		}
+	}
+	slices.SortFunc(s.Moves, time.Time.Compare)
+	return s
 }
