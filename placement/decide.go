@@ -152,10 +152,12 @@ const (
 	// when there are not more than scanAll.
 	shortlistSize = 24
 	scanAll       = 48
-	// sameGain is the share of the best gain within which two candidates
-	// count as equals, told apart by a hash, so that not all workers choose
-	// the same of two equals.
-	sameGain = 0.9
+	// sameCost is by how much the costs of two candidates may differ, in
+	// violated seconds per second, for them to count as equals, told apart by
+	// a hash, so that not all workers choose the same of two equals. (A share
+	// of the gain was tried: where staying is bad, a place at the edge of its
+	// objective counted as equal to one with room, and was soon left again.)
+	sameCost = 0.001
 	// maxNext bounds Decision.Next.
 	maxNext = 3
 	// wantedPaths bounds Decision.Measure.
@@ -232,7 +234,7 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 			d.Action, d.Reason = Stuck, NoCandidate
 			return d, next
 		}
-		best := pick(v, w, passed)
+		best := pick(v, w, passed, sameCost*stay)
 		if d.Degraded {
 			if i := p.chain(passed); i >= 0 {
 				best = &passed[i]
@@ -302,7 +304,7 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 		d.fill(v, &better[soonest])
 		return d, next
 	}
-	best := pick(v, w, held)
+	best := pick(v, w, held, sameCost*stay)
 	d.fill(v, best)
 	if end := st.Since.Add(st.minDwell(m, v.now)); !st.Since.IsZero() && v.now.Before(end) {
 		d.Reason, d.Until = Dwelling, end
@@ -477,19 +479,18 @@ func siftDown(h []ranked, i int) {
 	}
 }
 
-// pick returns the candidate with the highest gain. Of those that gain nearly
-// as much, a hash of worker and node chooses (rendezvous hashing; Thaler and
+// pick returns the candidate with the highest gain. Of those that gain less by
+// no more than slack, a hash of worker and node chooses (rendezvous hashing; Thaler and
 // Ravishankar, 1998): the same for one worker every time, different for
 // different workers.
-func pick(v *View, w *Worker, cs []candidate) *candidate {
+func pick(v *View, w *Worker, cs []candidate, slack float64) *candidate {
 	best := 0
 	for i := range cs {
 		if cs[i].gain > cs[best].gain || cs[i].gain == cs[best].gain && cs[i].node < cs[best].node {
 			best = i
 		}
 	}
-	top := cs[best].gain
-	floor := top - (1-sameGain)*max(top, -top)
+	floor := cs[best].gain - slack
 	var bestHash uint64
 	for i := range cs {
 		if cs[i].gain < floor {

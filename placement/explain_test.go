@@ -114,7 +114,7 @@ func TestExplainAgrees(t *testing.T) {
 			continue
 		}
 		moves++
-		if top := e.Others[0].Gain; d.Gain < sameGain*top-1e-9 && d.Reason == Better {
+		if top := e.Others[0].Gain; d.Gain < top-sameCost*defaultStay.Seconds()-0.05*top && d.Reason == Better {
 			missed++
 			t.Logf("moves to %s for a gain of %v, there was %s with %v", d.To, d.Gain, e.Others[0].Node, top)
 		}

@@ -99,7 +99,6 @@ type target struct {
 	static     []Codes
 	preference []float64
 	eligible   []int32
-	preferred  bool // there are preferences
 	// providers are the round trips from the nodes with each proxied
 	// interface, in the order of the manifest's list; nil for those that pin.
 	providers [][]*row
@@ -143,7 +142,6 @@ func (v *View) target(app *manifest.App) *target {
 		}
 		t.providers = append(t.providers, has)
 	}
-	t.preferred = len(app.Placement.Prefer) > 0
 	for i := range v.nodes {
 		n := &v.nodes[i]
 		s := unmet(&app.Placement.Require, n)

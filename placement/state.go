@@ -51,7 +51,7 @@ type Challenger struct {
 // regretFor is the regret at which a worker moves, in violated seconds for
 // each second of holdFor: less than 1, so that for a place that is better in
 // full holdFor alone decides.
-const regretFor = 1.0 / 3
+const regretFor = 2.0 / 3
 
 // maxStep bounds the time, in seconds, that one look counts for.
 const maxStep = 5
