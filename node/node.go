@@ -97,6 +97,7 @@ type Node struct {
 	server  *control.Server
 	store   *pager.Store
 	bases   *pager.Bases // page tables of workers that have left
+	paths   paths
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 

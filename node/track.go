@@ -73,6 +73,7 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 	if !n.support.Tracking() && !dear {
 		return nil // hashing all of a running worker's memory costs more than it brings
 	}
+	l.w.endSample()
 	t, err := pager.NewTracker(pager.TrackerConfig{Region: r, Size: l.size, Log: n.log})
 	if err == nil {
 		err = t.Start()
@@ -95,6 +96,7 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 type frozenMemory struct {
 	layout pager.Layout
 	ahead  *pager.Ahead // nil where writes were not tracked
+	holes  int          // pages never written
 }
 
 // frozen is called once, when the worker stands still with that much memory.
@@ -114,6 +116,7 @@ func (l *writeLog) frozen(size int64) (f frozenMemory, err error) {
 		grown := pager.Run{First: pager.PageNum(was), Count: uint32(pages - was)}
 		f.layout.Zero, err = pager.ZeroRunsWithin(file, pager.NormalizeRuns(append(l.zero, grown)))
 	}
+	f.holes = pager.CountPages(f.layout.Zero)
 	if err != nil || l.rounds == nil {
 		return f, err
 	}
