@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -137,7 +138,7 @@ func latency(calls []benchCall, from, to time.Time) control.BenchLatency {
 	slices.Sort(took)
 	// The smallest that at least a share q does not exceed.
 	quantile := func(q float64) float64 {
-		return control.Millis(took[min(int(q*float64(len(took))), len(took)-1)])
+		return control.Millis(took[int(math.Ceil(q*float64(len(took))))-1])
 	}
 	return control.BenchLatency{
 		Calls: len(took), P50Ms: quantile(0.5), P99Ms: quantile(0.99), MaxMs: control.Millis(took[len(took)-1]),

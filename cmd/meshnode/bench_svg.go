@@ -121,7 +121,7 @@ func (c *svgCanvas) blackouts(rows []benchRow, y float64) float64 {
 		left := svgMargin + float64(i%across)*(width+svgMargin)
 		top := y + 24 + float64(i/across)*(svgPanel+svgBetween)
 		atY := func(ms float64) float64 {
-			return top + svgPanel*(1-(math.Log10(max(ms, least))-low)/(high-low))
+			return top + svgPanel*(1-(math.Log10(max(ms, math.Pow(10, low)))-low)/(high-low))
 		}
 		atX := func(m uint64) float64 {
 			if len(memory) == 1 {
@@ -190,7 +190,7 @@ func (c *svgCanvas) timeline(r control.BenchRun, y float64) float64 {
 		warm = min(r.Timeline[i].ElapsedMs, m.PrepareMs)
 	}
 	const band = 26.0
-	labelled := math.Inf(-1)
+	key := left // below, since the phases are too short for words
 	for _, p := range []struct {
 		name     string
 		from, to float64
@@ -203,10 +203,9 @@ func (c *svgCanvas) timeline(r control.BenchRun, y float64) float64 {
 		}
 		// A blackout of some milliseconds would not be seen.
 		c.rect(atX(p.from), y, max(atX(p.to)-atX(p.from), 1.5), band, svgPhases[p.name])
-		at := max(atX(p.from), labelled)
-		label := fmt.Sprintf("%s %s", p.name, millis(p.to-p.from))
-		c.text(at, y+band+14, "start", "small", "%s", label)
-		labelled = at + 7*float64(len(label)) + 8
+		c.rect(key, y+band+6, 10, 10, svgPhases[p.name])
+		c.text(key+15, y+band+15, "start", "small", "%s %s", p.name, millis(p.to-p.from))
+		key += 150
 	}
 	y += band + 30
 
