@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -54,6 +55,7 @@ func (a *app) benchCommand() *cobra.Command {
 	}
 	limit := durationValue{d: 10 * time.Minute}
 	demo := false
+	var read []string
 	cmd := a.outputFlag(&cobra.Command{
 		Use:   "bench --to NODE [--from NODE] | --demo",
 		Short: "Measure moves between two nodes: memory, dirty rate and strategy against blackout",
@@ -77,6 +79,9 @@ stop-and-copy the worker stands still for all of it: begin with few cells.`,
 				return err
 			}
 			switch {
+			case len(read) > 0 && (demo || b.from != "" || b.to != ""):
+				return usagef("--read shows what was measured before; --from, --to and --demo measure anew")
+			case len(read) > 0:
 			case demo && (b.from != "" || b.to != ""):
 				return usagef("--demo starts nodes of its own; --from and --to are for those there are")
 			case !demo && b.to == "":
@@ -94,11 +99,18 @@ stop-and-copy the worker stands still for all of it: begin with few cells.`,
 		ValidArgsFunction: noFiles,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
+			b.begin, b.line = time.Now(), newLiveLine(a.stderr)
+			if len(read) > 0 {
+				res, err := readBench(read)
+				if err != nil {
+					return err
+				}
+				return b.show(res)
+			}
 			if b.module, err = appModule(b.module, "kvstore"); err != nil {
 				return err
 			}
 			b.limit = limit.d
-			b.begin, b.line = time.Now(), newLiveLine(a.stderr)
 			defer b.line.clear()
 			if demo {
 				return b.runDemo(cmd.Context())
@@ -126,8 +138,10 @@ stop-and-copy the worker stands still for all of it: begin with few cells.`,
 	f.Var(&limit, "limit", "how long one run may take")
 	f.StringVar(&b.module, "app", "", "the key-value store (default: apps/kvstore.wasm beside this binary, then bin/apps/kvstore.wasm)")
 	f.StringVar(&b.svg, "svg", "", "draw the result into this file")
+	f.StringArrayVar(&read, "read", nil, "measure nothing: show what `FILE` holds of -o json (repeatable: runs of one pair of nodes)")
 	_ = cmd.MarkFlagFilename("app", "wasm")
 	_ = cmd.MarkFlagFilename("svg", "svg")
+	_ = cmd.MarkFlagFilename("read", "json")
 	return cmd
 }
 
@@ -180,19 +194,49 @@ func (b *bench) runAll(ctx context.Context) error {
 	if len(res.Runs) == 0 {
 		return err
 	}
-	if perr := b.app.print(&res, func(w io.Writer) { benchTable(w, res) }); perr != nil {
-		return perr
-	}
-	if b.svg != "" {
-		if werr := os.WriteFile(b.svg, benchSVG(res), 0o644); werr != nil {
-			return errors.Join(err, werr)
-		}
-		b.say("drawn into %s", b.svg)
+	if serr := b.show(res); serr != nil {
+		return errors.Join(err, serr)
 	}
 	if err == nil && failed > 0 {
 		err = &control.Error{Code: control.CodeFailed, Message: fmt.Sprintf("%s of %d failed", plural(failed, "run"), len(res.Runs))}
 	}
 	return err
+}
+
+// show prints and draws a result.
+func (b *bench) show(res control.Bench) error {
+	if err := b.app.print(&res, func(w io.Writer) { benchTable(w, res) }); err != nil || b.svg == "" {
+		return err
+	}
+	if err := os.WriteFile(b.svg, benchSVG(res), 0o644); err != nil {
+		return err
+	}
+	b.say("drawn into %s", b.svg)
+	return nil
+}
+
+// readBench reads the runs of earlier benches.
+func readBench(files []string) (all control.Bench, err error) {
+	for i, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return all, usagef("%s", err)
+		}
+		var one control.Bench
+		if err := json.Unmarshal(text, &one); err != nil || one.Kind != "Bench" {
+			return all, usagef("%s does not hold a result of `meshnode bench -o json`", file)
+		}
+		switch {
+		case i == 0:
+			all = one
+			continue
+		case one.From != all.From || one.To != all.To:
+			return all, usagef("%s is of moves from %s to %s, and %s from %s to %s", file, one.From, one.To, files[0], all.From, all.To)
+		}
+		all.Runs = append(all.Runs, one.Runs...)
+		all.ElapsedMs += one.ElapsedMs
+	}
+	return all, nil
 }
 
 // prepare settles which nodes these are and moves a small worker that does not
