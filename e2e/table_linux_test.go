@@ -142,5 +142,6 @@ func (p *pair) showTable(b *testing.B, link tableLink, files []string) {
 			b.Fatal(err)
 		}
 	}
-	b.Logf("%s\n%s", link.params, p.run(p.a, append([]string{"bench"}, read...)...))
+	// The log of a benchmark that is made of others is not shown.
+	fmt.Printf("\n%s (%s)\n%s\n", b.Name(), link.params, p.run(p.a, append([]string{"bench"}, read...)...))
 }

@@ -145,12 +145,12 @@ func latency(calls []benchCall, from, to time.Time) control.BenchLatency {
 	}
 }
 
-// longestGap is the longest time between two replies of which the later one
-// came from one moment to another, less the pace.
+// longestGap is the longest time between two replies that was, in part at least,
+// between one moment and another, less the pace.
 func longestGap(calls []benchCall, from, to time.Time, period time.Duration) float64 {
 	gap := time.Duration(0)
 	for i, c := range calls {
-		if i > 0 && !c.replied.Before(from) && c.replied.Before(to) {
+		if i > 0 && c.replied.After(from) && calls[i-1].replied.Before(to) {
 			gap = max(gap, c.replied.Sub(calls[i-1].replied))
 		}
 	}

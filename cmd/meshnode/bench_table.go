@@ -71,12 +71,6 @@ func ofMinimum(r control.BenchRun) float64 {
 
 const benchColumns = 13
 
-// shortSize is size without the exact number in brackets.
-func shortSize(n float64) string {
-	s, _, _ := strings.Cut(size(uint64(n)), " (")
-	return s
-}
-
 // benchTable prints medians, and for the blackout how far they spread.
 func benchTable(w io.Writer, b control.Bench) {
 	fmt.Fprintf(w, "%s → %s, round trip %s; the client calls every %s\n\n", freeText(b.From), freeText(b.To), millis(b.RTTMs), millis(b.PaceMs))

@@ -200,8 +200,11 @@ func TestBenchFigures(t *testing.T) {
 	if got := latency(calls, at(3000), at(4000)); got != (control.BenchLatency{}) {
 		t.Errorf("none: %+v", got)
 	}
-	if got := longestGap(calls, at(0), at(1000), 10*time.Millisecond); got != 0 {
+	if got := longestGap(calls, at(0), at(990), 10*time.Millisecond); got != 0 {
 		t.Errorf("steady gap %v, want 0", got)
+	}
+	if got := longestGap(calls, at(0), at(1000), 10*time.Millisecond); got != 148 {
+		t.Errorf("gap %v that ends after what is looked at, want 148", got)
 	}
 	if got := longestGap(calls, at(1000), at(2000), 10*time.Millisecond); got != 148 {
 		t.Errorf("gap %v, want 148", got)

@@ -78,15 +78,15 @@ func planTable(w io.Writer, p control.MovePlan) {
 		if o.Strategy == p.Auto {
 			mark = "auto takes this one"
 		}
-		row(w, o.Strategy, millis(o.BlackoutMs), millis(o.TotalMs), size(o.Bytes), o.Rounds, mark)
+		row(w, o.Strategy, millis(o.BlackoutMs), millis(o.TotalMs), shortSize(float64(o.Bytes)), o.Rounds, mark)
 	}
 	s := fmt.Sprintf("\n%s of memory", size(p.MemoryBytes))
 	if a := p.Activity; a != nil {
-		s += fmt.Sprintf(", %s of it ever written, %s/s being written", size(a.ContentBytes), size(uint64(a.DirtyBytesPerSec)))
+		s += fmt.Sprintf(", %s of it ever written, %s/s being written", shortSize(float64(a.ContentBytes)), shortSize(a.DirtyBytesPerSec))
 	}
 	s += fmt.Sprintf("; round trip to %s %s", freeText(p.To), millis(p.RTTMs))
 	if p.RateBytesPerSec > 0 {
-		s += fmt.Sprintf(", %s/s as of the last move", size(uint64(p.RateBytesPerSec)))
+		s += fmt.Sprintf(", %s/s as of the last move", shortSize(p.RateBytesPerSec))
 	}
 	fmt.Fprintln(w, s)
 	for _, what := range p.Assumed {
@@ -103,7 +103,7 @@ func migrationText(m control.Migration) string {
 		s += fmt.Sprintf(", fault p50 %s p99 %s", millis(m.FaultMsP50), millis(m.FaultMsP99))
 	}
 	if p := m.Predicted; p != nil {
-		s += fmt.Sprintf("\nexpected: blackout %s, total %s, %s", millis(p.BlackoutMs), millis(p.TotalMs), size(p.Bytes))
+		s += fmt.Sprintf("\nexpected: blackout %s, total %s, %s", millis(p.BlackoutMs), millis(p.TotalMs), shortSize(float64(p.Bytes)))
 		if p.RateAssumed {
 			s += ", at a guessed 100 Mbit/s"
 		}

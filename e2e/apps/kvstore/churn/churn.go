@@ -11,10 +11,11 @@ import (
 // PageSize is the unit in which memory moves between nodes, in bytes.
 const PageSize = 4 << 10
 
-// maxElapsed bounds what one step makes up for. A worker that stood still or
-// waited for pages goes on at its rate; it does not write in a burst all that
-// it has missed.
-const maxElapsed = 100 * time.Millisecond
+// maxElapsed bounds what one step makes up for, two of the app's ticks. A worker
+// that stood still or waited for pages goes on at its rate; it does not write
+// in a burst what it has missed, which would be many pages to wait for right
+// after a move. (100 ms was tried: one tick then waited for 256 pages.)
+const maxElapsed = 20 * time.Millisecond
 
 // A Churn picks the pages to write. Within a round no page comes twice, so the
 // rate in bytes is one of pages that have to be sent again. The zero value

@@ -58,14 +58,14 @@ func TestChurnRate(t *testing.T) {
 	// Standing still is not made up for, and no step writes a page twice.
 	ch := New(50<<20, 0, 1)
 	seen := map[int]bool{}
-	ch.Step(time.Hour, 512, func(p int) {
+	ch.Step(time.Hour, 128, func(p int) {
 		if seen[p] {
 			t.Fatalf("page %d came twice in one step", p)
 		}
 		seen[p] = true
 	})
-	if len(seen) != 512 {
-		t.Errorf("%d pages after an hour, want no more than all 512", len(seen))
+	if len(seen) != 128 {
+		t.Errorf("%d pages after an hour, want no more than all 128", len(seen))
 	}
 	ch.Step(-time.Second, 512, func(int) { t.Error("time that ran backwards") })
 	ch.Step(time.Second, 0, func(int) { t.Error("a page of none") })
