@@ -47,7 +47,7 @@ func (p *paths) learn(to mesh.NodeID, rate float64) {
 	p.rates[to] = rate
 }
 
-// facts starts what a prediction needs to know of the way to a node.
+// facts finds out what is known of the way to a node; it takes a round trip.
 func (n *Node) facts(ctx context.Context, to mesh.NodeID) moveFacts {
 	f := moveFacts{rate: n.paths.rate(to)}
 	if limit := float64(n.pushRate()); limit > 0 && (f.rate == 0 || f.rate > limit) {
@@ -204,6 +204,9 @@ func (m *moveOut) accountLocked(r *control.Migration) {
 func (m *moveOut) learnPath() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.result.Outcome != handover.Moved {
+		return // the time that it took was spent waiting
+	}
 	if m.writes != nil && m.writes.ready() && m.writes.rounds != nil {
 		if rate := m.writes.rounds.Stats().Rate; rate > 0 {
 			m.n.paths.learn(m.to, rate)
