@@ -98,6 +98,7 @@ type Node struct {
 	store   *pager.Store
 	bases   *pager.Bases  // page tables of workers that have left
 	budget  *pager.Budget // of what all moves push
+	paths   paths
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 

@@ -74,7 +74,7 @@ and its memory follows.
 	root.SetCompletionCommandGroupID("node")
 	for _, c := range []*cobra.Command{
 		a.upCommand(), a.statusCommand(), a.joinCommand(), a.leaveCommand(), a.pingCommand(),
-		a.demoCommand(), a.versionCommand(),
+		a.demoCommand(), a.benchCommand(), a.versionCommand(),
 	} {
 		c.GroupID = "node"
 		root.AddCommand(c)
