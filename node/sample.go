@@ -48,7 +48,7 @@ func (n *Node) sample(ctx context.Context, w *worker, length time.Duration) (con
 			Hint: "Linux 6.7 does",
 		}
 	}
-	if n.arrival(w.ID) != nil {
+	if w.isDraining() {
 		return a, busy("its memory is still arriving")
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
