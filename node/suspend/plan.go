@@ -132,7 +132,7 @@ func (m *rewriter) makePlan() {
 	}
 	p := &plan{block: make([]bool, m.imported)}
 	for i, imp := range m.info.Imports {
-		p.block[i] = canBlock(imp.Module, imp.Name)
+		p.block[i] = canBlock(imp.Module, imp.Name) || m.anywhere.Everywhere
 		g.seed[i] = p.block[i]
 		g.first = append(g.first, 0)
 	}
@@ -140,7 +140,7 @@ func (m *rewriter) makePlan() {
 		g.first = append(g.first, uint32(len(g.edges)))
 		f := &m.f
 		m.decode(f, uint32(i), nil)
-		g.seed[i] = f.loops
+		g.seed[i] = f.loops || m.anywhere.Everywhere
 		g.size[i] = uint32(f.size)
 		g.edges = append(g.edges, f.calls...)
 		for _, t := range f.indirect {

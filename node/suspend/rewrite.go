@@ -44,6 +44,9 @@ type Options struct {
 	// Foreign lets the module import functions that no node provides, and have
 	// no memory: for tests of the rewriter itself.
 	Foreign bool
+	// Everywhere treats every function as one that may have to stop, and every
+	// imported one as one that can block: for tests too.
+	Everywhere bool
 }
 
 // Host functions come in sizes, counted in 64-bit units.
