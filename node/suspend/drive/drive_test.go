@@ -1,23 +1,17 @@
 package drive_test
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"reflect"
 	"testing"
 
 	"github.com/tetratelabs/wazero"
-	"github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
-	"github.com/tetratelabs/wazero/sys"
 
 	"meshnode/node/suspend"
-	"meshnode/node/suspend/drive"
+	. "meshnode/node/suspend/drive/drivetest"
 )
 
 // wat assembles a module in text form.
@@ -40,191 +34,6 @@ func wat(tb testing.TB, text string) []byte {
 		tb.Fatal(err)
 	}
 	return b
-}
-
-// An engine is one of wazero's.
-type engine int
-
-const (
-	compiler engine = iota
-	interpreter
-)
-
-func (e engine) config() wazero.RuntimeConfig {
-	if e == compiler {
-		return wazero.NewRuntimeConfigCompiler()
-	}
-	return wazero.NewRuntimeConfigInterpreter()
-}
-
-// A host makes instances of one program, each in a runtime of its own.
-type host struct {
-	tb      testing.TB
-	program *suspend.Program
-	poll    suspend.Poll
-	caches  [2]wazero.CompilationCache
-	imports func(ctx context.Context, rt wazero.Runtime, d *drive.Driver)
-	config  func() wazero.ModuleConfig
-}
-
-func newHost(tb testing.TB, p *suspend.Program, poll suspend.Poll) *host {
-	h := &host{tb: tb, program: p, poll: poll}
-	for i := range h.caches {
-		h.caches[i] = wazero.NewCompilationCache()
-	}
-	h.imports = func(ctx context.Context, rt wazero.Runtime, _ *drive.Driver) {
-		wasi_snapshot_preview1.MustInstantiate(ctx, rt)
-	}
-	h.config = wazero.NewModuleConfig
-	tb.Cleanup(func() {
-		for _, c := range h.caches {
-			c.Close(context.Background())
-		}
-	})
-	return h
-}
-
-// An instance is a program that runs.
-type instance struct {
-	*drive.Driver
-	rt  wazero.Runtime
-	mod api.Module
-}
-
-func (h *host) instance(ctx context.Context, e engine) (*instance, error) {
-	rt := wazero.NewRuntimeWithConfig(ctx, e.config().WithCompilationCache(h.caches[e]))
-	d := drive.New(h.program, h.poll)
-	if _, err := d.Instantiate(ctx, rt); err != nil {
-		return nil, err
-	}
-	h.imports(ctx, rt, d)
-	mod, err := rt.InstantiateWithConfig(ctx, h.program.Module, h.config().WithStartFunctions())
-	if err != nil {
-		rt.Close(ctx)
-		return nil, err
-	}
-	if err := d.Attach(mod); err != nil {
-		rt.Close(ctx)
-		return nil, err
-	}
-	return &instance{Driver: d, rt: rt, mod: mod}, nil
-}
-
-// memory is an instance's memory, or nil.
-func memory(mod api.Module) api.Memory {
-	if m := mod.Memory(); !reflect.ValueOf(m).IsNil() {
-		return m
-	}
-	return nil
-}
-
-// move takes a stopped program to another instance.
-func (h *host) move(ctx context.Context, from *instance, to engine) *instance {
-	h.tb.Helper()
-	s, err := from.Capture(ctx)
-	if err != nil {
-		h.tb.Fatal(err)
-	}
-	b, err := s.AppendBinary(nil)
-	if err != nil {
-		h.tb.Fatal(err)
-	}
-	if s, err = suspend.ParseState(b); err != nil {
-		h.tb.Fatal(err)
-	}
-	next, err := h.instance(ctx, to)
-	if err != nil {
-		h.tb.Fatal(err)
-	}
-	if m := memory(from.mod); m != nil {
-		n := memory(next.mod)
-		if m.Size() > n.Size() {
-			if _, ok := n.Grow((m.Size() - n.Size()) / 65536); !ok {
-				h.tb.Fatal("memory does not grow")
-			}
-		}
-		content, _ := m.Read(0, m.Size())
-		n.Write(0, content)
-	}
-	if err := next.Restore(ctx, s); err != nil {
-		h.tb.Fatal(err)
-	}
-	from.rt.Close(ctx)
-	return next
-}
-
-// An outcome is what a call came to.
-type outcome struct {
-	results []uint64
-	err     string
-	stops   int
-	memory  []byte
-}
-
-func describe(err error) string {
-	if err == nil {
-		return ""
-	}
-	var exit *sys.ExitError
-	if errors.As(err, &exit) {
-		return fmt.Sprint("exit ", exit.ExitCode())
-	}
-	s := err.Error()
-	if i := bytes.IndexByte([]byte(s), '\n'); i >= 0 {
-		s = s[:i]
-	}
-	return s
-}
-
-// call calls an export and stops it at every n-th poll, moving it each time.
-func (h *host) call(ctx context.Context, n int32, engines []engine, export string, args ...uint64) outcome {
-	h.tb.Helper()
-	in, err := h.instance(ctx, engines[0])
-	if err != nil {
-		return outcome{err: describe(err)}
-	}
-	defer func() { in.rt.Close(ctx) }()
-	if h.program.Info.Start != "" {
-		if _, err := in.Call(ctx, suspend.StartExport); err != nil {
-			return outcome{err: describe(err)}
-		}
-	}
-	if n > 0 {
-		in.Countdown(n)
-	}
-	results, err := in.Call(ctx, export, args...)
-	stops := 0
-	for errors.Is(err, drive.ErrStopped) {
-		stops++
-		in = h.move(ctx, in, engines[stops%len(engines)])
-		in.Countdown(n)
-		results, err = in.Continue(ctx)
-	}
-	o := outcome{results: results, err: describe(err), stops: stops}
-	if m := memory(in.mod); m != nil {
-		b, _ := m.Read(0, m.Size())
-		o.memory = bytes.Clone(b)
-	}
-	return o
-}
-
-// plain calls an export of the module as it was.
-func plain(tb testing.TB, module []byte, e engine, export string, args ...uint64) outcome {
-	ctx := context.Background()
-	rt := wazero.NewRuntimeWithConfig(ctx, e.config())
-	defer rt.Close(ctx)
-	wasi_snapshot_preview1.MustInstantiate(ctx, rt)
-	mod, err := rt.InstantiateWithConfig(ctx, module, wazero.NewModuleConfig().WithStartFunctions())
-	if err != nil {
-		return outcome{err: describe(err)}
-	}
-	results, err := mod.ExportedFunction(export).Call(ctx, args...)
-	o := outcome{results: results, err: describe(err)}
-	if m := memory(mod); m != nil {
-		b, _ := m.Read(0, m.Size())
-		o.memory = bytes.Clone(b)
-	}
-	return o
 }
 
 const texts = `(module
@@ -295,20 +104,19 @@ func TestStops(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := newHost(t, p, suspend.Countdown)
+	h := NewHost(t, p, suspend.Countdown)
 	for _, test := range []struct {
 		export string
 		arg    uint64
 	}{{"fib", 10}, {"sum", 50}, {"even", 20}, {"nested", 12}, {"multi", 9}} {
-		want := plain(t, module, interpreter, test.export, test.arg)
+		want := Plain(t, module, Interpreter, wazero.NewModuleConfig(), test.export, test.arg)
 		for _, n := range []int32{0, 1, 2, 3, 5, 7, 100} {
 			t.Run(fmt.Sprintf("%s/%d", test.export, n), func(t *testing.T) {
-				h.tb = t
-				got := h.call(ctx, n, []engine{compiler, interpreter}, test.export, test.arg)
-				if !reflect.DeepEqual(got.results, want.results) || got.err != want.err {
-					t.Errorf("got %v %s, want %v %s (%d stops)", got.results, got.err, want.results, want.err, got.stops)
+				h.TB = t
+				got := h.Call(ctx, n, []Engine{Compiler, Interpreter}, test.export, test.arg)
+				if !got.Equal(want) {
+					t.Errorf("got %v %s, want %v %s (%d stops)", got.Results, got.Err, want.Results, want.Err, got.Stops)
 				}
-				t.Logf("%d stops", got.stops)
 			})
 		}
 	}

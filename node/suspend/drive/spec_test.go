@@ -18,6 +18,7 @@ import (
 
 	"meshnode/node/suspend"
 	"meshnode/node/suspend/drive"
+	. "meshnode/node/suspend/drive/drivetest"
 )
 
 // specDir finds the core specification's tests, compiled to binaries and JSON
@@ -127,9 +128,9 @@ func sameResults(got, want []uint64, types []specValue) bool {
 // A specModule is a module of a script, plain and rewritten.
 type specModule struct {
 	plain   api.Module
-	moved   *instance
-	host    *host
-	engines []engine
+	moved   *Instance
+	host    *Host
+	engines []Engine
 	moves   int
 }
 
@@ -181,7 +182,7 @@ func runSpec(t *testing.T, file string, support []byte, rng *rand.Rand, total *s
 	if err := json.Unmarshal(text, &script); err != nil {
 		t.Fatal(err)
 	}
-	rt := wazero.NewRuntimeWithConfig(ctx, compiler.config())
+	rt := wazero.NewRuntimeWithConfig(ctx, Compiler.Config())
 	defer rt.Close(ctx)
 	spectest := func(ctx context.Context, rt wazero.Runtime) {
 		if _, err := rt.InstantiateWithConfig(ctx, support, wazero.NewModuleConfig().WithName("spectest")); err != nil {
@@ -230,7 +231,7 @@ func runSpec(t *testing.T, file string, support []byte, rng *rand.Rand, total *s
 			want, wantErr := m.plain.ExportedFunction(c.Action.Field).Call(ctx, args...)
 			got, gotErr := m.call(ctx, c.Action.Field, args, rng)
 			total.calls++
-			if describe(gotErr) != describe(wantErr) {
+			if Describe(gotErr) != Describe(wantErr) {
 				t.Errorf("line %d: %s: error %v, plain %v", c.Line, c.Action.Field, gotErr, wantErr)
 			}
 			for _, e := range c.Expected {
@@ -271,10 +272,10 @@ func specInstance(t *testing.T, ctx context.Context, rt wazero.Runtime, spectest
 		return nil
 	}
 	total.modules++
-	h := newHost(t, p, suspend.Countdown)
-	h.imports = func(ctx context.Context, rt wazero.Runtime, _ *drive.Driver) { spectest(ctx, rt) }
-	m := &specModule{plain: plain, host: h, engines: []engine{compiler, interpreter}}
-	if m.moved, err = h.instance(ctx, compiler); err != nil {
+	h := NewHost(t, p, suspend.Countdown)
+	h.Imports = func(ctx context.Context, rt wazero.Runtime, _ *drive.Driver) { spectest(ctx, rt) }
+	m := &specModule{plain: plain, host: h, engines: []Engine{Compiler, Interpreter}}
+	if m.moved, err = h.Instance(ctx, Compiler); err != nil {
 		t.Fatalf("%s: %v", filepath.Base(file), err)
 	}
 	if p.Info.Start != "" {
@@ -290,7 +291,7 @@ func specInstance(t *testing.T, ctx context.Context, rt wazero.Runtime, spectest
 func (m *specModule) call(ctx context.Context, field string, args []uint64, rng *rand.Rand) ([]uint64, error) {
 	move := func() {
 		m.moves++
-		m.moved = m.host.move(ctx, m.moved, m.engines[m.moves%2])
+		m.moved = m.host.Move(ctx, m.moved, m.engines[m.moves%2])
 	}
 	if rng.IntN(50) == 0 {
 		move()
