@@ -35,8 +35,6 @@ type program struct {
 	// step is the smallest n for which stopping at every n-th poll takes a
 	// second or two rather than minutes.
 	step int32
-	// shallow means that it recurses too deep for wazero's interpreter.
-	compiled bool
 }
 
 var programs = []program{

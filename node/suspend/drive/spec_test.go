@@ -273,7 +273,7 @@ func specInstance(t *testing.T, ctx context.Context, rt wazero.Runtime, spectest
 	}
 	total.modules++
 	h := NewHost(t, p, suspend.Countdown)
-	h.Imports = func(ctx context.Context, rt wazero.Runtime, _ *drive.Driver) { spectest(ctx, rt) }
+	h.Imports = spectest
 	m := &specModule{plain: plain, host: h, engines: []Engine{Compiler, Interpreter}}
 	if m.moved, err = h.Instance(ctx, Compiler); err != nil {
 		t.Fatalf("%s: %v", filepath.Base(file), err)

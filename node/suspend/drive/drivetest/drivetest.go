@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,32 +38,39 @@ func (e Engine) Config() wazero.RuntimeConfig {
 	return wazero.NewRuntimeConfigInterpreter()
 }
 
-// A Host makes instances of one program, each in a runtime of its own, and
-// compiles it once for each engine.
+// A Host makes instances of one program. At most two are alive at a time.
 type Host struct {
 	TB      testing.TB
 	Program *suspend.Program
 	Poll    suspend.Poll
 	// Imports adds what the program imports to a runtime: WASI, unless set.
-	Imports func(ctx context.Context, rt wazero.Runtime, d *drive.Driver)
+	Imports func(ctx context.Context, rt wazero.Runtime)
 	// Module configures an instance.
 	Module func() wazero.ModuleConfig
 
-	caches [2]wazero.CompilationCache
+	// places are where instances live, by engine: two each, so that one can
+	// move between two of a kind.
+	places [2][2]place
+	next   int
+}
+
+// A place is a runtime that has compiled the program.
+type place struct {
+	rt       wazero.Runtime
+	compiled wazero.CompiledModule
 }
 
 // NewHost returns a host that ends with the test.
 func NewHost(tb testing.TB, p *suspend.Program, poll suspend.Poll) *Host {
 	h := &Host{TB: tb, Program: p, Poll: poll, Module: wazero.NewModuleConfig}
-	for i := range h.caches {
-		h.caches[i] = wazero.NewCompilationCache()
-	}
-	h.Imports = func(ctx context.Context, rt wazero.Runtime, _ *drive.Driver) {
+	h.Imports = func(ctx context.Context, rt wazero.Runtime) {
 		wasi_snapshot_preview1.MustInstantiate(ctx, rt)
 	}
 	tb.Cleanup(func() {
-		for _, c := range h.caches {
-			c.Close(context.Background())
+		for _, p := range slices.Concat(h.places[0][:], h.places[1][:]) {
+			if p.rt != nil {
+				p.rt.Close(context.Background())
+			}
 		}
 	})
 	return h
@@ -71,27 +79,42 @@ func NewHost(tb testing.TB, p *suspend.Program, poll suspend.Poll) *Host {
 // An Instance is a program that runs.
 type Instance struct {
 	*drive.Driver
-	Runtime wazero.Runtime
-	Module  api.Module
+	Module api.Module
+	host   api.Module
+}
+
+// Close ends the instance.
+func (i *Instance) Close(ctx context.Context) {
+	i.Module.Close(ctx)
+	i.host.Close(ctx)
 }
 
 // Instance makes an instance.
 func (h *Host) Instance(ctx context.Context, e Engine) (*Instance, error) {
-	rt := wazero.NewRuntimeWithConfig(ctx, e.Config().WithCompilationCache(h.caches[e]))
+	p := &h.places[e][h.next%2]
+	h.next++
 	d := drive.New(h.Program, h.Poll)
-	if _, err := d.Instantiate(ctx, rt); err != nil {
+	if p.rt == nil {
+		p.rt = wazero.NewRuntimeWithConfig(ctx, e.Config())
+		h.Imports(ctx, p.rt)
+		var err error
+		if p.compiled, err = p.rt.CompileModule(ctx, h.Program.Module); err != nil {
+			return nil, err
+		}
+	}
+	host, err := d.Instantiate(ctx, p.rt)
+	if err != nil {
 		return nil, err
 	}
-	h.Imports(ctx, rt, d)
-	mod, err := rt.InstantiateWithConfig(ctx, h.Program.Module, h.Module().WithStartFunctions())
+	mod, err := p.rt.InstantiateModule(ctx, p.compiled, h.Module().WithName("").WithStartFunctions())
 	if err == nil {
 		err = d.Attach(mod)
 	}
 	if err != nil {
-		rt.Close(ctx)
+		host.Close(ctx)
 		return nil, err
 	}
-	return &Instance{Driver: d, Runtime: rt, Module: mod}, nil
+	return &Instance{Driver: d, Module: mod, host: host}, nil
 }
 
 // Memory is an instance's memory, or nil.
@@ -134,7 +157,7 @@ func (h *Host) Move(ctx context.Context, from *Instance, to Engine) *Instance {
 	if err := next.Restore(ctx, s); err != nil {
 		h.TB.Fatal(err)
 	}
-	from.Runtime.Close(ctx)
+	from.Close(ctx)
 	return next
 }
 
@@ -170,7 +193,7 @@ func outcome(mod api.Module, results []uint64, err error) Outcome {
 
 // Equal says whether two calls came to the same.
 func (o Outcome) Equal(p Outcome) bool {
-	return reflect.DeepEqual(o.Results, p.Results) && o.Err == p.Err && bytes.Equal(o.Memory, p.Memory)
+	return slices.Equal(o.Results, p.Results) && o.Err == p.Err && bytes.Equal(o.Memory, p.Memory)
 }
 
 // Call calls an export of a program rewritten with suspend.Countdown, stops it
@@ -186,7 +209,7 @@ func (h *Host) Call(ctx context.Context, n int32, engines []Engine, export strin
 	if err != nil {
 		return Outcome{Err: Describe(err)}
 	}
-	defer func() { in.Runtime.Close(ctx) }()
+	defer func() { in.Close(ctx) }()
 	if n > 0 {
 		in.Countdown(n)
 	}
