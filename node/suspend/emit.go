@@ -107,16 +107,16 @@ func (e *emitter) condition() uint32 {
 	return uint32(e.cond)
 }
 
-func (e *emitter) byte(b ...byte)              { e.out = append(e.out, b...) }
-func (e *emitter) u32(op byte, v uint32)       { e.out = appendU32(append(e.out, op), v) }
-func (e *emitter) i32(v int32)                 { e.out = appendS32(append(e.out, opI32Const), v) }
-func (e *emitter) get(l uint32)                { e.u32(opLocalGet, l) }
-func (e *emitter) set(l uint32)                { e.u32(opLocalSet, l) }
-func (e *emitter) copyOf(ins *instruction)     { e.out = append(e.out, e.m.b[ins.pos:ins.end]...) }
-func (e *emitter) begin(op byte)               { e.byte(op, 0x40); e.open++ }
-func (e *emitter) close()                      { e.byte(opEnd); e.open-- }
-func (e *emitter) branch(op byte, abs int)     { e.u32(op, uint32(e.open-1-abs)) }
-func (e *emitter) push(types ...byte)          { e.pushed(types) }
+func (e *emitter) byte(b ...byte)          { e.out = append(e.out, b...) }
+func (e *emitter) u32(op byte, v uint32)   { e.out = appendU32(append(e.out, op), v) }
+func (e *emitter) i32(v int32)             { e.out = appendS32(append(e.out, opI32Const), v) }
+func (e *emitter) get(l uint32)            { e.u32(opLocalGet, l) }
+func (e *emitter) set(l uint32)            { e.u32(opLocalSet, l) }
+func (e *emitter) copyOf(ins *instruction) { e.out = append(e.out, e.m.b[ins.pos:ins.end]...) }
+func (e *emitter) begin(op byte)           { e.byte(op, 0x40); e.open++ }
+func (e *emitter) close()                  { e.byte(opEnd); e.open-- }
+func (e *emitter) branch(op byte, abs int) { e.u32(op, uint32(e.open-1-abs)) }
+func (e *emitter) push(types ...byte)      { e.pushed(types) }
 
 // types lists the types of all values on the stack.
 func (e *emitter) types() []byte {

@@ -306,7 +306,7 @@ func TestCheckFrames(t *testing.T) {
 	m := new(Module)
 	m.Mem(1, 0)
 	inner := m.Func(Types(I32), Types(I32), nil, Loop, LocalGet(0), BrIf(0), End, LocalGet(0)) // one point: its i32
-	outer := m.Func(nil, nil, nil, I32Const(1), Invoke(inner), Drop)                         // one point: the result
+	outer := m.Func(nil, nil, nil, I32Const(1), Invoke(inner), Drop)                           // one point: the result
 	m.Export("_start", Function, outer)
 	m.Export("inner", Function, inner)
 	p, err := Rewrite(m.Bytes(), Options{})

@@ -57,7 +57,7 @@ type Stack struct {
 	units     []uint64 // from More, and then from Save
 	load      []uint64 // for Load, from loaded on
 	loaded    int
-	total     int // units in all frames
+	total     int    // units in all frames
 	running   uint32 // in Program.functions: what was continued last
 	results   []uint64
 	free      [][]uint64 // values of frames that are done, for reuse

@@ -5,7 +5,6 @@ package suite
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -173,6 +172,9 @@ func TestMoved(t *testing.T) {
 				if w.out.String() != text {
 					t.Errorf("n=%d: wrote\n%s\nplain\n%s", n, w.out.String(), text)
 				}
+				if p.name == "files" {
+					got.Memory, want.Memory = nil, nil // they hold inode numbers and times
+				}
 				if !got.Equal(want) {
 					t.Errorf("n=%d: %q %v, plain %q %v; memory equal: %v", n, got.Err, got.Results, want.Err, want.Results, bytes.Equal(got.Memory, want.Memory))
 				}
@@ -180,21 +182,6 @@ func TestMoved(t *testing.T) {
 					t.Errorf("n=%d: it never stopped", n)
 				}
 			}
-		})
-	}
-}
-
-func ratio(a, b int) string { return fmt.Sprintf("%.2f", float64(a)/float64(b)) }
-
-func TestSizes(t *testing.T) {
-	for _, p := range programs {
-		t.Run(p.name, func(t *testing.T) {
-			m := module(t, p)
-			prog, err := suspend.Rewrite(m, suspend.Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Logf("%d -> %d: %s", len(m), len(prog.Module), ratio(len(prog.Module), len(m)))
 		})
 	}
 }

@@ -4,6 +4,14 @@
 //
 // All that is specific to wazero is here; what stopping and continuing mean is
 // in suspend.Stack.
+//
+// Garbage collection: Go cannot preempt a program that computes without calling
+// the host, so a collection that begins meanwhile waits for it, and every other
+// goroutine waits for the collection: the one that would call Stop, too. A
+// process that runs such programs must not collect while they run: turn
+// automatic collection off (debug.SetGCPercent), and collect when the program
+// has stopped, which can be made to happen whenever it is time, and takes
+// microseconds.
 package drive
 
 import (
