@@ -142,6 +142,9 @@ func (w *world) config() wazero.ModuleConfig {
 // moved between the compiler and the interpreter each time: it must write the
 // same, leave the same memory and exit alike.
 func TestMoved(t *testing.T) {
+	if raceDetector {
+		t.Skip("nothing here runs concurrently, and under the race detector compiling takes minutes")
+	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))

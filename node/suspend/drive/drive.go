@@ -117,6 +117,11 @@ func (d *Driver) Attach(mod api.Module) error {
 // any time, from any goroutine, and holds until the program has stopped; one
 // that is not running stops as soon as it runs. With Countdown it must be called
 // from a host function.
+//
+// The program reads the global without synchronisation, which WebAssembly has
+// none of without shared memory. It is one aligned word, in memory that wazero
+// shares with compiled code, so the program sees the change as soon as the
+// processor lets it; there is no other word that would have to be seen with it.
 func (d *Driver) Stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -215,7 +215,11 @@ func TestStop(t *testing.T) {
 		if !errors.Is(err, drive.ErrStopped) {
 			t.Fatalf("got %v", err)
 		}
-		in = h.Move(ctx, in, Engine(i%2))
+		e := Engine(i % 2)
+		if raceDetector {
+			e = Compiler // the interpreter is Go code, which the detector sees read the global
+		}
+		in = h.Move(ctx, in, e)
 		wait = stop()
 		_, err = in.Continue(ctx)
 		wait()

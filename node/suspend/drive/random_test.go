@@ -36,6 +36,9 @@ var (
 // those in vectors. So a call that wazero's two engines do not agree on, plain,
 // proves nothing, and ends its module.
 func TestRandom(t *testing.T) {
+	if raceDetector {
+		t.Skip("nothing here runs concurrently")
+	}
 	tool, err := exec.LookPath("wasm-opt")
 	if err != nil {
 		t.Skip("random modules are made by wasm-opt (Debian: binaryen):", err)

@@ -138,6 +138,9 @@ type specModule struct {
 // stops at every poll and is moved between engines, and is compared with the
 // same call of the plain module.
 func TestSpec(t *testing.T) {
+	if raceDetector {
+		t.Skip("nothing here runs concurrently")
+	}
 	dir := specDir(t)
 	files, err := filepath.Glob(filepath.Join(dir, "v2", "testdata", "*.json"))
 	if err != nil {
