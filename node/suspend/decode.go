@@ -17,6 +17,7 @@ type construct struct {
 	hasElse         bool
 	branched        bool // a branch that can be reached leads to it
 	points          bool // it contains a suspend point
+	calls           bool // one that is a call
 	deadEnd         bool // what follows its end cannot be reached
 	params, results []byte
 	end             int // index of the instruction that closes it
@@ -258,6 +259,7 @@ func (d *decoder) run() {
 		case opElemDrop:
 			d.segment(a)
 			f.refs = true
+			m.drops = true
 		case opDataDrop:
 			if a >= m.dataCount {
 				m.malformed("data segment %d of %d", a, m.dataCount)
@@ -408,9 +410,10 @@ func (d *decoder) point(kind pointKind, results int) {
 	f.points = append(f.points, point{kind: kind, at: len(f.code), results: results})
 	for i := len(d.open) - 1; i >= 0; i-- {
 		c := &f.ctl[d.open[i]]
-		if c.points {
+		if c.points && (c.calls || kind == pointLoop) {
 			break
 		}
 		c.points = true
+		c.calls = c.calls || kind != pointLoop
 	}
 }

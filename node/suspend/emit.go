@@ -46,6 +46,11 @@ type emitter struct {
 	// Resuming version.
 	regions []region
 	union   []uint32
+	nest    nest
+	nested  bool // there has been one
+	// registerOf is, by local, the global that stands for it, plus one.
+	registerOf    []uint32
+	registerCount map[byte]uint32 // by type
 }
 
 // A value is on the machine's stack, or in a local.
@@ -110,8 +115,6 @@ func (e *emitter) condition() uint32 {
 func (e *emitter) byte(b ...byte)          { e.out = append(e.out, b...) }
 func (e *emitter) u32(op byte, v uint32)   { e.out = appendU32(append(e.out, op), v) }
 func (e *emitter) i32(v int32)             { e.out = appendS32(append(e.out, opI32Const), v) }
-func (e *emitter) get(l uint32)            { e.u32(opLocalGet, l) }
-func (e *emitter) set(l uint32)            { e.u32(opLocalSet, l) }
 func (e *emitter) copyOf(ins *instruction) { e.out = append(e.out, e.m.b[ins.pos:ins.end]...) }
 func (e *emitter) begin(op byte)           { e.byte(op, 0x40); e.open++ }
 func (e *emitter) close()                  { e.byte(opEnd); e.open-- }
@@ -201,7 +204,7 @@ func (m *rewriter) emitter(f *function) *emitter {
 		m: m, f: f, out: e.out[:0], stack: e.stack[:0], labels: e.labels[:0],
 		locals: append(e.locals[:0], f.locals...), slots: e.slots, cond: -1, which: -1,
 		tails: e.tails[:0], tailOf: e.tailOf, keyBuf: e.keyBuf[:0],
-		regions: e.regions[:0], union: e.union[:0],
+		regions: e.regions[:0], union: e.union[:0], registerOf: e.registerOf[:0],
 	}
 	return e
 }
@@ -292,19 +295,20 @@ func appendLocals(b []byte, types []byte) []byte {
 }
 
 // zero pushes a value of a type: any will do.
-func (e *emitter) zero(t byte) {
+func (e *emitter) zero(t byte) { e.out = appendZero(e.out, t) }
+
+func appendZero(b []byte, t byte) []byte {
 	switch t {
 	case typI32, typI64:
-		e.byte(opI32Const+(typI32-t), 0)
+		return append(b, opI32Const+(typI32-t), 0)
 	case typF32:
-		e.byte(0x43, 0, 0, 0, 0)
+		return append(b, 0x43, 0, 0, 0, 0)
 	case typF64:
-		e.byte(0x44, 0, 0, 0, 0, 0, 0, 0, 0)
+		return append(b, 0x44, 0, 0, 0, 0, 0, 0, 0, 0)
 	case typV128:
-		e.byte(0xfd, 0x0c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-	default:
-		e.byte(opRefNull, t)
+		return append(b, 0xfd, 0x0c, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 	}
+	return append(b, opRefNull, t)
 }
 
 // body writes the instructions.
@@ -357,6 +361,9 @@ func (e *emitter) instruction(ins *instruction, points []point) {
 		}
 		d := e.find(ins.a)
 		e.pass(d, f.ctl[ins.a].label())
+		if e.leaves(d) {
+			e.storeNest()
+		}
 		e.branch(opBr, e.labels[d].abs)
 		e.dead = true
 	case opBrIf:
@@ -371,6 +378,13 @@ func (e *emitter) instruction(ins *instruction, points []point) {
 			e.get(e.condition())
 		} else {
 			e.drop(1)
+		}
+		if e.leaves(d) {
+			e.begin(opIf)
+			e.storeNest()
+			e.branch(opBr, e.labels[d].abs)
+			e.close()
+			return
 		}
 		e.branch(opBrIf, e.labels[d].abs)
 	case opBrTable:
@@ -405,14 +419,19 @@ func (e *emitter) instruction(ins *instruction, points []point) {
 		e.copyOf(ins)
 		e.push(byte(ins.a))
 	case opLocalGet:
-		e.copyOf(ins)
+		e.get(ins.a)
 		e.push(f.locals[ins.a])
 	case opLocalSet:
 		e.take(1)
-		e.copyOf(ins)
+		e.set(ins.a)
 	case opLocalTee:
 		e.take(1)
-		e.copyOf(ins)
+		if e.resume && !e.inNest(ins.a) {
+			e.set(ins.a)
+			e.get(ins.a)
+		} else {
+			e.copyOf(ins)
+		}
 		e.push(f.locals[ins.a])
 	case opGlobalGet:
 		e.copyOf(ins)
@@ -490,6 +509,12 @@ func (e *emitter) table(ins *instruction) {
 		e.get(e.condition())
 	} else {
 		e.drop(1)
+	}
+	for _, c := range list {
+		if e.leaves(e.find(c)) {
+			e.storeNest()
+			break
+		}
 	}
 	e.u32(opBrTable, n)
 	for _, c := range list {
@@ -678,6 +703,12 @@ func (e *emitter) end(ins *instruction) {
 	e.stack = e.stack[:base]
 	e.spilt = min(e.spilt, base)
 	e.dead = !reached
+	if e.nest.label == d && d > 0 {
+		if reached {
+			e.storeNest()
+		}
+		e.nest = nest{}
+	}
 	if e.dead {
 		e.byte(opUnreachable)
 		return
@@ -717,21 +748,27 @@ func (e *emitter) endFunction() {
 
 // poll looks whether to stop, at a point whose stack is all in slots.
 func (e *emitter) poll(p *point) {
-	id := 2 * p.id
-	if e.resume {
-		id++
-	}
 	if e.which < 0 {
 		e.which = int32(e.local(typI32))
 	}
-	e.i32(int32(id))
-	e.set(uint32(e.which))
-	e.out = e.m.appendPoll(e.out)
-	if e.resume {
-		e.branch(opBrIf, -1)
+	if !e.resume {
+		e.i32(int32(2 * p.id))
+		e.set(uint32(e.which))
+		e.out = e.m.appendPoll(e.out)
+		e.u32(opBrIf, uint32(e.open+e.tail(p.saved)))
 		return
 	}
-	e.u32(opBrIf, uint32(e.open+e.tail(p.saved)))
+	e.out = e.m.appendPoll(e.out)
+	e.begin(opIf)
+	e.i32(int32(2*p.id + 1))
+	e.set(uint32(e.which))
+	for _, l := range p.frame {
+		if e.inNest(l) {
+			e.storeVariable(l)
+		}
+	}
+	e.branch(opBr, -1)
+	e.close()
 }
 
 // note writes down what the frame at a point is made of.

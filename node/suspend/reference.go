@@ -153,10 +153,10 @@ func (m *rewriter) appendReference(b []byte, ins *instruction) []byte {
 	case opElemDrop:
 		b = append(b, m.b[ins.pos:ins.end]...)
 		b = code(b, 0xfc, 13, uint32(len(m.elements))+t)
-		return code(b, opI32Const, 1, opGlobalSet, m.dropGlobal(dropFlag{true, t}))
+		return code(b, opI32Const, 1, opGlobalSet, m.dropGlobal(dropFlag{element: true, segment: t}))
 	case opDataDrop:
 		b = append(b, m.b[ins.pos:ins.end]...)
-		return code(b, opI32Const, 1, opGlobalSet, m.dropGlobal(dropFlag{false, t}))
+		return code(b, opI32Const, 1, opGlobalSet, m.dropGlobal(dropFlag{segment: t}))
 	}
 	return append(b, m.b[ins.pos:ins.end]...)
 }
@@ -170,6 +170,11 @@ func (m *rewriter) dropGlobal(d dropFlag) uint32 {
 		m.extraGlobal = append(m.extraGlobal, d)
 	}
 	return g
+}
+
+// register returns the global that is register n of a type.
+func (m *rewriter) register(typ byte, n uint32) uint32 {
+	return m.dropGlobal(dropFlag{typ: typ, segment: n})
 }
 
 // tableSection lists the tables that are added.
@@ -346,10 +351,13 @@ func (m *rewriter) addHelpers() {
 		}
 		m.program.Hidden = append(m.program.Hidden, h)
 	}
-	if len(m.extraGlobal) > 0 {
+	if m.drops {
 		m.export(m.help("reapply", nil, nil, func() []byte {
 			b := code(0)
 			for i, d := range m.extraGlobal {
+				if d.typ != 0 {
+					continue
+				}
 				b = code(b, opGlobalGet, m.stop+1+uint32(i), opIf, 0x40)
 				if d.element {
 					b = code(b, 0xfc, 13, d.segment, 0xfc, 13, uint32(len(m.elements))+d.segment)

@@ -183,6 +183,9 @@ func (e *emitter) arrive(ins *instruction, points []point) {
 		e.get(way)
 		e.byte(opSelect)
 	}
+	if ins.op == opLoop {
+		e.openNest(c, points)
+	}
 	e.labels = append(e.labels, label{c: ins.a, abs: e.open, base: len(e.stack)})
 	e.begin(byte(ins.op))
 	e.enter(c.region[0])
@@ -214,6 +217,7 @@ func (e *emitter) emitResume() []byte {
 	e.out, e.stack, e.labels = nil, e.stack[:0], e.labels[:0]
 	e.open, e.dead, e.spilt = 0, false, 0
 	e.findRegions()
+	e.registerCount = map[byte]uint32{}
 
 	ways := 0
 	for i := range e.regions {
@@ -257,10 +261,117 @@ func (e *emitter) emitResume() []byte {
 	e.saveFrame(e.union)
 	e.byte(opEnd)
 	body := e.out
-	decl := appendLocals(nil, e.locals)
+	var locals []byte
+	if e.nested {
+		locals = f.locals
+	}
+	decl := appendLocals(nil, locals)
 	out := appendU32(e.m.bodiesOut, uint32(len(decl)+len(body)))
 	return append(append(out, decl...), body...)
 }
+
+// Registers.
+//
+// At each point that a resume can jump to, two ways meet, and a compiler that
+// keeps locals in SSA form has to bring every variable to the same place on
+// both: with locals as such, the resuming versions took three times the code of
+// the fast ones. So globals, which are in memory anyway, stand for the locals;
+// the same for all functions, since only one resuming version runs at a time:
+// the host continues one frame after another, and they call fast versions.
+//
+// That is slow where a program spends its time, in loops without calls that can
+// stop. Outside the outermost of those (a nest), its variables are moved from
+// their registers to locals; they go back wherever the nest is left.
+
+// get pushes a local, or what stands for it.
+func (e *emitter) get(l uint32) {
+	if e.resume && !e.inNest(l) {
+		e.u32(opGlobalGet, e.register(l))
+	} else {
+		e.u32(opLocalGet, l)
+	}
+}
+
+// set pops a local, or what stands for it.
+func (e *emitter) set(l uint32) {
+	if e.resume && !e.inNest(l) {
+		e.u32(opGlobalSet, e.register(l))
+	} else {
+		e.u32(opLocalSet, l)
+	}
+}
+
+// register returns the global that stands for a local.
+func (e *emitter) register(l uint32) uint32 {
+	for len(e.registerOf) < len(e.locals) {
+		e.registerOf = append(e.registerOf, 0)
+	}
+	if e.registerOf[l] == 0 {
+		t := e.locals[l]
+		e.registerOf[l] = 1 + e.m.register(t, e.registerCount[t])
+		e.registerCount[t]++
+	}
+	return e.registerOf[l] - 1
+}
+
+// A nest is a loop that contains no suspend points but loops' heads.
+type nest struct {
+	label int    // of the loop; 0 while there is none
+	vars  []bool // locals that are used in it, which are in locals
+	used  []uint32
+	set   []bool // those that it changes
+}
+
+func (e *emitter) inNest(l uint32) bool {
+	return e.nest.label > 0 && int(l) < len(e.nest.vars) && e.nest.vars[l]
+}
+
+// openNest begins a nest at a loop, if it is one and there is none yet. Labels
+// around it are as many as are open.
+func (e *emitter) openNest(c *construct, points []point) {
+	if e.nest.label > 0 || c.calls {
+		return
+	}
+	n := nest{vars: make([]bool, len(e.f.locals)), set: make([]bool, len(e.f.locals))}
+	for i := points[0].at; i <= c.end; i++ {
+		ins := &e.f.code[i]
+		switch ins.op {
+		case opLocalGet, opLocalSet, opLocalTee:
+			if !n.vars[ins.a] {
+				n.vars[ins.a] = true
+				n.used = append(n.used, ins.a)
+			}
+			if ins.op != opLocalGet {
+				n.set[ins.a] = true
+			}
+		}
+	}
+	for _, l := range n.used {
+		e.u32(opGlobalGet, e.register(l))
+		e.u32(opLocalSet, l)
+	}
+	n.label = len(e.labels)
+	e.nest = n
+	e.nested = true
+}
+
+// storeNest brings the nest's variables back to their registers.
+func (e *emitter) storeNest() {
+	for _, l := range e.nest.used {
+		e.storeVariable(l)
+	}
+}
+
+func (e *emitter) storeVariable(l uint32) {
+	if e.nest.set[l] {
+		e.u32(opLocalGet, l)
+		e.u32(opGlobalSet, e.register(l))
+	}
+}
+
+// leaves says whether a branch to label d leaves the nest for a place where its
+// variables are needed.
+func (e *emitter) leaves(d int) bool { return e.nest.label > 0 && d < e.nest.label && d > 0 }
 
 // A unit is 64 bits on the way to or from the host: a local, or half of one.
 type unit struct {

@@ -68,7 +68,7 @@ type rewriter struct {
 	sameType  []uint32 // of each type, the first that is equal
 	taken     []bool   // functions to which there are references
 	refs      bool     // functions are used as values, or tables change
-	drops     bool     // data segments are dropped
+	drops     bool     // segments are dropped
 	changed   []bool   // tables that change
 	nextPoint uint32
 	state     int // size of all frames' descriptions
@@ -86,8 +86,8 @@ type rewriter struct {
 	helpers []helper
 	helper  map[string]uint32
 
-	stop        uint32 // index of a global
-	extraGlobal []dropFlag
+	stop        uint32     // index of a global
+	extraGlobal []dropFlag // added globals, from stop on
 	globalOf    map[dropFlag]uint32
 
 	fast, slow []byte // bodies
@@ -103,10 +103,12 @@ type helper struct {
 	export string
 }
 
-// A dropFlag is a global that says whether a segment has been dropped.
+// A dropFlag is a global that is added: one that says whether a segment has been
+// dropped, or, with a type, a register of the resuming versions.
 type dropFlag struct {
 	element bool
 	segment uint32
+	typ     byte
 }
 
 func (d dropFlag) export() string {
@@ -503,8 +505,12 @@ func (m *rewriter) globalSection() (count uint32, b []byte) {
 	}
 	b = append(b, typI32, 1, opI32Const)
 	b = append(appendS32(b, start), opEnd)
-	for range m.extraGlobal {
-		b = append(b, typI32, 1, opI32Const, 0, opEnd)
+	for _, d := range m.extraGlobal {
+		t := d.typ
+		if t == 0 {
+			t = typI32
+		}
+		b = append(appendZero(append(b, t, 1), t), opEnd)
 	}
 	return m.globals + 1 + uint32(len(m.extraGlobal)), b
 }
@@ -532,6 +538,9 @@ func (m *rewriter) exportSection() (count uint32, b []byte) {
 		export(StartExport, 0, m.shifted(uint32(m.start)))
 	}
 	for i, d := range m.extraGlobal {
+		if d.typ != 0 {
+			continue
+		}
 		m.info.Globals = append(m.info.Globals, Global{Index: m.stop + 1 + uint32(i), Type: typI32, Export: d.export()})
 	}
 	for _, g := range m.info.Globals {
