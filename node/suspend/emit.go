@@ -47,7 +47,6 @@ type emitter struct {
 	regions []region
 	union   []uint32
 	nest    nest
-	nested  bool // there has been one
 	// registerOf is, by local, the global that stands for it, plus one.
 	registerOf    []uint32
 	registerCount map[byte]uint32 // by type
@@ -707,7 +706,7 @@ func (e *emitter) end(ins *instruction) {
 		if reached {
 			e.storeNest()
 		}
-		e.nest = nest{}
+		e.nest.label = 0
 	}
 	if e.dead {
 		e.byte(opUnreachable)

@@ -36,23 +36,24 @@ func (f *function) liveness() {
 		}
 	}
 	cost += len(f.targets) + len(f.points)
-	sets := make([]uint64, words*len(f.points))
-	for i := range f.points {
-		f.points[i].live, sets = sets[:words:words], sets[words:]
-	}
-	l := &liveness{f: f, words: words, cur: make([]uint64, words), heads: map[uint32][]uint64{}, depth: make([]uint32, len(f.ctl))}
 	if cost*words*64 <= maxLiveBits {
+		sets := make([]uint64, words*len(f.points))
+		for i := range f.points {
+			f.points[i].live, sets = sets[:words:words], sets[words:]
+		}
+		l := &liveness{f: f, words: words, cur: make([]uint64, words), heads: map[uint32][]uint64{}, depth: make([]uint32, len(f.ctl))}
 		for range 10 {
 			if !l.round() {
 				return
 			}
 		}
 	}
+	all := make([]uint64, words)
+	for j := range f.locals {
+		all[j/64] |= 1 << (j % 64)
+	}
 	for i := range f.points {
-		set := f.points[i].live
-		for j := range f.locals {
-			set[j/64] |= 1 << (j % 64)
-		}
+		f.points[i].live = all
 	}
 }
 

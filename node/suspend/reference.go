@@ -153,28 +153,28 @@ func (m *rewriter) appendReference(b []byte, ins *instruction) []byte {
 	case opElemDrop:
 		b = append(b, m.b[ins.pos:ins.end]...)
 		b = code(b, 0xfc, 13, uint32(len(m.elements))+t)
-		return code(b, opI32Const, 1, opGlobalSet, m.dropGlobal(dropFlag{element: true, segment: t}))
+		return code(b, opI32Const, 1, opGlobalSet, m.addGlobal(addedGlobal{element: true, segment: t}))
 	case opDataDrop:
 		b = append(b, m.b[ins.pos:ins.end]...)
-		return code(b, opI32Const, 1, opGlobalSet, m.dropGlobal(dropFlag{segment: t}))
+		return code(b, opI32Const, 1, opGlobalSet, m.addGlobal(addedGlobal{segment: t}))
 	}
 	return append(b, m.b[ins.pos:ins.end]...)
 }
 
-// dropGlobal returns the global that remembers that a segment was dropped.
-func (m *rewriter) dropGlobal(d dropFlag) uint32 {
+// addGlobal returns the index of a global that is added.
+func (m *rewriter) addGlobal(d addedGlobal) uint32 {
 	g, ok := m.globalOf[d]
 	if !ok {
-		g = m.stop + 1 + uint32(len(m.extraGlobal))
+		g = m.stop + 1 + uint32(len(m.addedGlobals))
 		m.globalOf[d] = g
-		m.extraGlobal = append(m.extraGlobal, d)
+		m.addedGlobals = append(m.addedGlobals, d)
 	}
 	return g
 }
 
 // register returns the global that is register n of a type.
 func (m *rewriter) register(typ byte, n uint32) uint32 {
-	return m.dropGlobal(dropFlag{typ: typ, segment: n})
+	return m.addGlobal(addedGlobal{typ: typ, segment: n})
 }
 
 // tableSection lists the tables that are added.
@@ -354,7 +354,7 @@ func (m *rewriter) addHelpers() {
 	if m.drops {
 		m.export(m.help("reapply", nil, nil, func() []byte {
 			b := code(0)
-			for i, d := range m.extraGlobal {
+			for i, d := range m.addedGlobals {
 				if d.typ != 0 {
 					continue
 				}

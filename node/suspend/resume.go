@@ -262,7 +262,7 @@ func (e *emitter) emitResume() []byte {
 	e.byte(opEnd)
 	body := e.out
 	var locals []byte
-	if e.nested {
+	if e.nest.number > 0 {
 		locals = f.locals
 	}
 	decl := appendLocals(nil, locals)
@@ -316,14 +316,16 @@ func (e *emitter) register(l uint32) uint32 {
 
 // A nest is a loop that contains no suspend points but loops' heads.
 type nest struct {
-	label int    // of the loop; 0 while there is none
-	vars  []bool // locals that are used in it, which are in locals
+	label int // of the loop; 0 while there is none
 	used  []uint32
-	set   []bool // those that it changes
+	// number tells the nests of a function apart: a local is used in the one
+	// whose number is in vars, and changed in the one whose number is in set.
+	number    uint32
+	vars, set []uint32
 }
 
 func (e *emitter) inNest(l uint32) bool {
-	return e.nest.label > 0 && int(l) < len(e.nest.vars) && e.nest.vars[l]
+	return e.nest.label > 0 && int(l) < len(e.nest.vars) && e.nest.vars[l] == e.nest.number
 }
 
 // openNest begins a nest at a loop, if it is one and there is none yet. Labels
@@ -332,17 +334,22 @@ func (e *emitter) openNest(c *construct, points []point) {
 	if e.nest.label > 0 || c.calls {
 		return
 	}
-	n := nest{vars: make([]bool, len(e.f.locals)), set: make([]bool, len(e.f.locals))}
+	n := &e.nest
+	if n.number == 0 {
+		n.vars, n.set = make([]uint32, len(e.f.locals)), make([]uint32, len(e.f.locals))
+	}
+	n.number++
+	n.used = n.used[:0]
 	for i := points[0].at; i <= c.end; i++ {
 		ins := &e.f.code[i]
 		switch ins.op {
 		case opLocalGet, opLocalSet, opLocalTee:
-			if !n.vars[ins.a] {
-				n.vars[ins.a] = true
+			if n.vars[ins.a] != n.number {
+				n.vars[ins.a] = n.number
 				n.used = append(n.used, ins.a)
 			}
 			if ins.op != opLocalGet {
-				n.set[ins.a] = true
+				n.set[ins.a] = n.number
 			}
 		}
 	}
@@ -351,8 +358,6 @@ func (e *emitter) openNest(c *construct, points []point) {
 		e.u32(opLocalSet, l)
 	}
 	n.label = len(e.labels)
-	e.nest = n
-	e.nested = true
 }
 
 // storeNest brings the nest's variables back to their registers.
@@ -363,7 +368,7 @@ func (e *emitter) storeNest() {
 }
 
 func (e *emitter) storeVariable(l uint32) {
-	if e.nest.set[l] {
+	if e.nest.set[l] == e.nest.number {
 		e.u32(opLocalGet, l)
 		e.u32(opGlobalSet, e.register(l))
 	}

@@ -86,9 +86,9 @@ type rewriter struct {
 	helpers []helper
 	helper  map[string]uint32
 
-	stop        uint32     // index of a global
-	extraGlobal []dropFlag // added globals, from stop on
-	globalOf    map[dropFlag]uint32
+	stop         uint32        // index of a global
+	addedGlobals []addedGlobal // behind stop
+	globalOf     map[addedGlobal]uint32
 
 	fast, slow []byte // bodies
 	bodiesOut  []byte
@@ -103,15 +103,15 @@ type helper struct {
 	export string
 }
 
-// A dropFlag is a global that is added: one that says whether a segment has been
+// An addedGlobal is a global that is added: one that says whether a segment has been
 // dropped, or, with a type, a register of the resuming versions.
-type dropFlag struct {
+type addedGlobal struct {
 	element bool
 	segment uint32
 	typ     byte
 }
 
-func (d dropFlag) export() string {
+func (d addedGlobal) export() string {
 	if d.element {
 		return fmt.Sprintf("%sdropped:element:%d", ReservedPrefix, d.segment)
 	}
@@ -146,7 +146,7 @@ func (m *rewriter) prepare() {
 	m.e.slots = map[slotKey]uint32{}
 	m.e.tailOf = map[string]int{}
 	m.typeOfKey = map[string]uint32{}
-	m.globalOf = map[dropFlag]uint32{}
+	m.globalOf = map[addedGlobal]uint32{}
 	m.helper = map[string]uint32{}
 	for i, t := range m.types {
 		key := typeKey(t.params, t.results)
@@ -505,14 +505,14 @@ func (m *rewriter) globalSection() (count uint32, b []byte) {
 	}
 	b = append(b, typI32, 1, opI32Const)
 	b = append(appendS32(b, start), opEnd)
-	for _, d := range m.extraGlobal {
+	for _, d := range m.addedGlobals {
 		t := d.typ
 		if t == 0 {
 			t = typI32
 		}
 		b = append(appendZero(append(b, t, 1), t), opEnd)
 	}
-	return m.globals + 1 + uint32(len(m.extraGlobal)), b
+	return m.globals + 1 + uint32(len(m.addedGlobals)), b
 }
 
 func (m *rewriter) exportSection() (count uint32, b []byte) {
@@ -537,7 +537,7 @@ func (m *rewriter) exportSection() (count uint32, b []byte) {
 		m.info.Start = StartExport
 		export(StartExport, 0, m.shifted(uint32(m.start)))
 	}
-	for i, d := range m.extraGlobal {
+	for i, d := range m.addedGlobals {
 		if d.typ != 0 {
 			continue
 		}
