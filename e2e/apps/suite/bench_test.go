@@ -118,8 +118,9 @@ func (m *means) add(b *testing.B, name string, v float64) {
 // BenchmarkSuspend measures what being able to stop costs a program that never
 // does: each program as it is, rewritten, and as Asyncify makes it, in turn, and
 // the least processor time of each. "x" metrics are ratios to the plain program: x-time,
-// x-wasm and x-native (the size of wazero's cached code) for ours, and with
-// "asyncify-" in front for the other.
+// x-wasm and x-native (the size of wazero's cached code) for ours; with
+// "counting-" in front for ours that counts polls down, and with "asyncify-" for
+// the other.
 func BenchmarkSuspend(b *testing.B) {
 	repeats := 5
 	if s := os.Getenv("REPEATS"); s != "" {
@@ -138,7 +139,11 @@ func BenchmarkSuspend(b *testing.B) {
 			}
 			plain := newVariant(b, "plain", source, nil)
 			ours := newVariant(b, "rewritten", prog.Module, prog)
-			variants := []*variant{ours}
+			counted, err := suspend.Rewrite(source, suspend.Options{Poll: suspend.Countdown})
+			if err != nil {
+				b.Fatal(err)
+			}
+			variants := []*variant{ours, newVariant(b, "counting", counted.Module, counted)}
 			if p.name != "goroutines" { // Asyncify takes minutes for it
 				if a := asyncify(b, source); a != nil {
 					variants = append(variants, newVariant(b, "asyncify", a, nil))
@@ -156,7 +161,7 @@ func BenchmarkSuspend(b *testing.B) {
 			}
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric(float64(plain.least.Microseconds())/1e3, "ms-plain")
-			for i, prefix := range []string{"x", "asyncify-x"} {
+			for i, prefix := range []string{"x", "counting-x", "asyncify-x"} {
 				if i < len(variants) {
 					v := variants[i]
 					m.add(b, prefix+"-time", float64(v.least)/float64(plain.least))

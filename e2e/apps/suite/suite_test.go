@@ -37,21 +37,21 @@ type program struct {
 }
 
 var programs = []program{
-	{name: "fib", long: []string{"35"}, step: 500},
+	{name: "fib", long: []string{"38"}, step: 500},
 	{name: "nbody", long: []string{"2000000"}, step: 20},
-	{name: "mandelbrot", long: []string{"700"}, step: 300},
+	{name: "mandelbrot", long: []string{"1500"}, step: 300},
 	{name: "fannkuch", long: []string{"10"}, step: 200},
 	{name: "binarytrees", long: []string{"15"}, step: 50},
 	{name: "sieve", long: []string{"600"}, step: 50},
-	{name: "matmul", long: []string{"256"}, step: 20},
+	{name: "matmul", long: []string{"256", "10"}, step: 20},
 	{name: "quicksort", long: []string{"1000000"}, step: 50},
 	{name: "sha256", long: []string{"300000"}, step: 50},
-	{name: "lz", long: []string{"1000000"}, step: 200},
+	{name: "lz", long: []string{"1000000", "15"}, step: 200},
 	{name: "regex", long: []string{"3000"}, step: 50},
 	{name: "bytecode", long: []string{"3000000"}, step: 50},
-	{name: "mutual", long: []string{"1000", "10000"}, step: 20},
+	{name: "mutual", long: []string{"1000", "25000"}, step: 20},
 	{name: "goroutines", long: []string{"6000"}, step: 40_000},
-	{name: "virtual", long: []string{"3000"}, step: 500},
+	{name: "virtual", long: []string{"8000"}, step: 500},
 	{name: "waiter", input: "hello\nsleep 3\nworld\n", here: true, step: 1},
 	{name: "files", here: true, step: 1},
 }

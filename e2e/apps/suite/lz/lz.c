@@ -105,9 +105,12 @@ int main(int argc, char **argv) {
 		for (; *w && i < n; w++)
 			text[i++] = (unsigned char)*w;
 	}
-	size_t size = compress(text, n);
-	if (expand(size) != n || memcmp(text, again, n) != 0)
-		return 1;
+	size_t size = 0;
+	for (long rounds = argc > 2 ? strtol(argv[2], NULL, 10) : 1; rounds > 0; rounds--) {
+		size = compress(text, n);
+		if (expand(size) != n || memcmp(text, again, n) != 0)
+			return 1;
+	}
 	uint64_t sum = 1;
 	for (size_t i = 0; i < size; i++)
 		sum = mix(sum, packed[i]);
