@@ -280,10 +280,15 @@ func (m *moveOut) apply(ctx context.Context, as []handover.Action) (finished boo
 		switch a := a.(type) {
 		case handover.Send:
 			m.lnk.send(a.Message)
-			if c, ok := a.Message.Body.(handover.Commit); ok && m.w != nil {
+			switch b := a.Message.Body.(type) {
+			case handover.Commit:
 				// Senders go where the worker goes, while it is on its way:
 				// the destination lets them wait until it runs.
-				m.w.movedTo(m.to, c.Epoch)
+				if m.w != nil {
+					m.w.movedTo(m.to, b.Epoch)
+				}
+			case handover.FrozenBody:
+				m.n.tasks.Go(func() { m.reportProgress(ctx) })
 			}
 		case handover.Persist:
 			m.n.persist(a, m.feed)
@@ -359,6 +364,30 @@ func (m *moveOut) warm(ctx context.Context) {
 	}
 }
 
+// reportProgress tells the machine that pages are fetched while the worker
+// stands still, as long as they are.
+func (m *moveOut) reportProgress(ctx context.Context) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	var before uint64
+	for {
+		select {
+		case <-t.C:
+		case <-m.done:
+			return
+		case <-ctx.Done():
+			return
+		}
+		m.mu.Lock()
+		now := m.sentLocked().Bytes
+		m.mu.Unlock()
+		if now != before {
+			before = now
+			m.feed(handover.Progress{})
+		}
+	}
+}
+
 // rounds returns what sends pages while the worker runs; nil if nothing does.
 func (m *moveOut) rounds(ctx context.Context) *pager.Rounds {
 	if m.writes == nil {
@@ -415,7 +444,7 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	img.Layout = frozen.layout.Append(nil)
 	head, err = img.encode()
 	m.n.log.Debug("worker frozen", "worker", m.w.ID, "image", imaged.Sub(at), "pages", time.Since(imaged), "head", len(head),
-		"held", pager.CountPages(frozen.layout.Held), "runs", len(frozen.layout.Held))
+		"stale", len(frozen.layout.Stale))
 	return head, img.Layout, err
 }
 

@@ -50,10 +50,16 @@ func (n *Node) openPages() (err error) {
 		cfg.Dir = filepath.Join(n.cfg.StateDir, "pages")
 		cfg.Disk = cmp.Or(n.cfg.PageCache, defaultPageCache)
 	}
-	if n.store, err = pager.OpenStore(cfg); err != nil {
-		return err
+	if n.store, err = pager.OpenStore(cfg); err == nil {
+		if n.bases, err = pager.OpenBases(pager.BasesConfig{Dir: cfg.Dir}); err == nil {
+			return nil
+		}
+		_ = n.store.Close()
 	}
-	n.bases, err = pager.OpenBases(pager.BasesConfig{Dir: cfg.Dir})
+	// A node can do without: it is a cache.
+	n.log.Warn("no page cache on disk", "dir", cfg.Dir, "error", err)
+	n.store = pager.NewStore(cfg.Memory)
+	n.bases, err = pager.OpenBases(pager.BasesConfig{})
 	return err
 }
 
@@ -175,9 +181,6 @@ func (m *moveIn) newSink(l pager.Layout, arm bool) (*pager.Sink, error) {
 	if m.intake != nil {
 		m.sink, err = m.intake.Commit(l, arm, cfg)
 		return m.sink, err
-	}
-	if len(l.Held) > 0 {
-		return nil, errors.New("pages are said to be held, and none was sent")
 	}
 	cfg.Worker, cfg.Epoch, cfg.Region, cfg.Log = m.offer.Worker, m.offer.Epoch, m.runner.Region(), m.n.log
 	cfg.Size, cfg.Table = int64(l.Pages)*pager.PageSize, zeroTable(l)

@@ -29,6 +29,7 @@ type writeLog struct {
 	// Set once began is closed. tracker and rounds are nil where writes cannot
 	// be tracked, or not cheaply.
 	tracker *pager.Tracker
+	dear    bool // to find writes takes reading all of the memory
 	rounds  *pager.Rounds
 	zero    []pager.Run // holes at the beginning; nil if not known
 }
@@ -45,8 +46,8 @@ func (n *Node) watchWrites(ctx context.Context, w *worker, to mesh.NodeID, size 
 			n.log.Warn("writes not tracked", "worker", w.ID, "error", err)
 		}
 		close(l.began)
-		if l.rounds == nil {
-			return
+		if l.rounds == nil || l.dear {
+			return // dear ones are looked for between two rounds
 		}
 		if err := l.sample(ctx); err != nil && ctx.Err() == nil {
 			n.log.Info("working set not sampled", "worker", w.ID, "error", err)
@@ -87,14 +88,19 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 	if err != nil {
 		return err
 	}
-	if t.Method() == "hashes" && !dear {
+	l.dear = t.Method() == "hashes"
+	if l.dear && !dear {
 		return t.Stop()
 	}
 	l.tracker = t
+	share := n.budget.Share(string(l.to), 1)
 	l.rounds, err = pager.NewRounds(pager.RoundsConfig{
 		Worker: l.w.ID, Epoch: l.w.epochNow(), Memory: r.Data[:l.w.MemoryLimit], Size: l.w.memoryNow,
-		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), Share: n.budget.Share(string(l.to), 1), Log: n.log,
+		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), Share: share, Log: n.log,
 	})
+	if err != nil {
+		share.Close()
+	}
 	return err
 }
 
@@ -105,9 +111,6 @@ const forgetStep = 32 << 20
 // sample begins to look which pages the worker touches. It waits for no event
 // longer than for the one under way.
 func (l *writeLog) sample(ctx context.Context) error {
-	if l.tracker.Method() == "hashes" {
-		return nil
-	}
 	if err := l.w.forget(ctx, l.size); err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 //	type    uint8
 //	length  uint32
 //
-// Type numbers are only ever added. 0x0c to 0x0f are kept for rounds that
+// Type numbers are only ever added. 0x0d to 0x0f are kept for rounds that
 // send pages while the worker still runs, 0x10 to 0x17 for pages asked for by
 // their names.
 const (
@@ -29,6 +29,7 @@ const (
 	frameError   = 0x09
 	frameAck     = 0x0a
 	frameFrozen  = 0x0b
+	frameStale   = 0x0c
 )
 
 const (
@@ -36,6 +37,9 @@ const (
 
 	// maxRun is the most pages in one frame: 1 MiB.
 	maxRun = 256
+
+	// maxStaleRuns is the most runs in one Stale frame.
+	maxStaleRuns = 4096
 
 	maxWorkerBytes  = 64
 	maxMessageBytes = 512
@@ -268,6 +272,13 @@ const (
 //	length  uint32  // 4
 //	count   uint32  // more than the one before
 //
+// Stale lists pages of which the version that was sent no longer counts, and
+// none will come before the freeze:
+//
+//	type    uint8   // 0x0c
+//	length  uint32
+//	runs    runs    // at most 4096
+//
 // Welcome (0x02) answers Hello, and Done (0x08) ends the push or, from the
 // sink, the transfer. Both have length 0. Error ends the stream:
 //
@@ -281,6 +292,7 @@ type frame struct {
 	run   Run
 	again bool
 	count uint32 // of ack
+	runs  []Run  // of stale
 	// kinds, names and lacks hold until the next frame is read.
 	kinds []byte
 	names []byte
@@ -328,6 +340,11 @@ func appendLacks(b []byte, r Run, lacks []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, uint16(r.Count))
 	b = append(b, lacks...)
 	return closeFrame(b, at)
+}
+
+func appendStale(b []byte, runs []Run) []byte {
+	b, at := openFrame(b, frameStale)
+	return closeFrame(appendRuns(b, runs), at)
 }
 
 func appendAck(b []byte, count uint32) []byte {
@@ -398,6 +415,8 @@ func maxBody(kind byte) uint32 {
 		return uint32(14 + maxWorkerBytes + maxRunsBytes(MaxPages) + 1 + 32)
 	case frameAck:
 		return 4
+	case frameStale:
+		return 4 + maxStaleRuns*2*5
 	case frameWant:
 		return 9
 	case framePages:
@@ -498,6 +517,11 @@ func (f *frameReader) next() (fr frame, err error) {
 
 func (f *frameReader) parse(fr *frame, b []byte) (err error) {
 	switch fr.kind {
+	case frameStale:
+		var rest []byte
+		if fr.runs, rest, err = parseRuns(b, f.pages); err != nil || len(rest) > 0 || len(fr.runs) > maxStaleRuns {
+			return badFrame("stale: %d runs, %d bytes too many: %v", len(fr.runs), len(rest), err)
+		}
 	case frameAck:
 		if len(b) != 4 {
 			return badFrame("ack of %d bytes", len(b))

@@ -40,6 +40,7 @@ type Intake struct {
 	pages int // what the memory may grow to
 	log   *slog.Logger
 	ended chan struct{} // closed when Run has returned
+	stop  chan struct{} // closed by Commit and Close
 	in    atomic.Uint64 // bytes received
 
 	// mu is held while pages are put in place, so that none is once Commit has
@@ -73,7 +74,7 @@ func NewIntake(cfg IntakeConfig) (*Intake, error) {
 	pages := len(cfg.Region.Data) / PageSize
 	return &Intake{
 		cfg: cfg, pages: pages, log: cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
-		ended: make(chan struct{}), state: make([]uint8, pages), table: NewTable(pages),
+		ended: make(chan struct{}), stop: make(chan struct{}), state: make([]uint8, pages), table: NewTable(pages),
 	}, nil
 }
 
@@ -102,6 +103,14 @@ func (l *intakeLink) SetDeadline(at time.Time) error {
 	return l.Close()
 }
 
+// SetWriteDeadline bounds the last word.
+func (l *intakeLink) SetWriteDeadline(at time.Time) error {
+	if s, ok := l.ReadWriteCloser.(interface{ SetWriteDeadline(time.Time) error }); ok {
+		return s.SetWriteDeadline(at)
+	}
+	return nil
+}
+
 // Run takes in pages until the Source's memory is frozen, which is nil: the
 // stream then waits for Commit. When the stream breaks before that it is opened
 // again, until Commit, Close or the end of ctx; what was not acknowledged comes
@@ -126,9 +135,19 @@ func (t *Intake) Run(ctx context.Context, dial func(context.Context) (io.ReadWri
 		t.log.Debug("stream broken", "stream", "rounds", "err", err)
 		select {
 		case <-time.After(pause):
+		case <-t.stop:
+			return err // who waits for the rest dials anew
 		case <-ctx.Done():
 		}
 		pause = min(pause*2, redialMost)
+	}
+}
+
+// overLocked notes that nothing more is put in place.
+func (t *Intake) overLocked() {
+	if !t.over {
+		t.over = true
+		close(t.stop)
 	}
 }
 
@@ -141,7 +160,16 @@ func (t *Intake) isOver() bool {
 // connect opens a stream and serves it. It returns nil once the far side is
 // frozen, and the stream stays open.
 func (t *Intake) connect(ctx context.Context, dial func(context.Context) (io.ReadWriteCloser, error)) error {
-	rw, err := dial(ctx)
+	dialling, dialled := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-t.stop:
+			dialled()
+		case <-dialling.Done():
+		}
+	}()
+	rw, err := dial(dialling)
+	dialled()
 	if err != nil {
 		return fmt.Errorf("dial: %w", err)
 	}
@@ -178,7 +206,7 @@ func (t *Intake) serve(l *intakeLink) error {
 	if _, err := l.Write(h.Append(nil)); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
-	allow := []byte{frameWelcome, framePages, frameFrozen, frameError}
+	allow := []byte{frameWelcome, framePages, frameStale, frameFrozen, frameError}
 	if h.Names {
 		allow = append(allow, frameNames)
 	}
@@ -207,6 +235,8 @@ func (t *Intake) serve(l *intakeLink) error {
 			if lacks, err = t.lacking(&fr, lacks, buf); err == nil {
 				out = appendLacks(out, fr.run, lacks)
 			}
+		case frameStale:
+			err = t.forget(fr.runs)
 		case framePages:
 			err = t.receive(&fr)
 			in.putBuffer(fr.data)
@@ -251,6 +281,35 @@ func (t *Intake) receive(fr *frame) error {
 		}
 		t.placeLocked(fr.run.First+PageNum(i), fr.name(at[i]), page)
 	}
+	return nil
+}
+
+// forget drops versions that no longer count, while there is time for it.
+func (t *Intake) forget(stale []Run) error {
+	for _, r := range stale {
+		t.mu.Lock()
+		if t.over {
+			t.mu.Unlock()
+			return nil
+		}
+		err := t.dropLocked(r)
+		t.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropLocked makes pages ones that never came.
+func (t *Intake) dropLocked(r Run) error {
+	if bytes.IndexByte(t.state[r.First:r.end()], intakeData) >= 0 {
+		if err := t.cfg.Region.drop(r); err != nil {
+			return fmt.Errorf("intake: drop %d pages from page %d: %w", r.Count, r.First, err)
+		}
+	}
+	clear(t.state[r.First:r.end()])
+	t.table.Set(r, Unknown)
 	return nil
 }
 
@@ -314,8 +373,7 @@ func (t *Intake) lacking(fr *frame, lacks, buf []byte) ([]byte, error) {
 }
 
 // Commit ends the intake: from here on nothing is put in place but by the Sink
-// that it returns. Of what came, the Sink keeps what l says is held, and the
-// rest is dropped. With arm the Sink is to be armed, else it fills the memory
+// that it returns. Of what came, what l says is stale is dropped. With arm the Sink is to be armed, else it fills the memory
 // before the worker runs. Size, Table and Have of cfg, and what the Intake was
 // made with, are not looked at.
 func (t *Intake) Commit(l Layout, arm bool, cfg SinkConfig) (*Sink, error) {
@@ -331,42 +389,45 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 	case l.Pages > t.pages:
 		return nil, fmt.Errorf("intake: a memory of %d pages, at most %d", l.Pages, t.pages)
 	}
-	t.over = true
-	for _, r := range l.Held {
-		if i := bytes.IndexByte(t.state[r.First:r.end()], intakeNone); i >= 0 {
-			return nil, badFrame("page %d is said to be held, and never came", int(r.First)+i)
+	t.overLocked()
+	// The loops over all pages are short: the worker stands still.
+	for p := l.Pages; p < t.pages; p++ {
+		if t.state[p] != intakeNone {
+			return nil, badFrame("page %d came, of a memory of %d", p, l.Pages)
 		}
 	}
-	// The loops over all pages are short: the worker stands still.
-	var data []Run
+	for _, r := range l.Stale {
+		if err := t.dropLocked(r); err != nil {
+			return nil, err
+		}
+	}
+	for _, r := range l.Zero {
+		if bytes.IndexByte(t.state[r.First:r.end()], intakeData) >= 0 {
+			return nil, badFrame("pages of %d from page %d came, and were never written", r.Count, r.First)
+		}
+		t.table.Set(r, Zero)
+	}
+	var have []Run
 	for p := 0; p < len(t.state); {
 		first := p
 		for p < len(t.state) && t.state[p] == intakeData {
 			p++
 		}
 		if p > first {
-			data = append(data, Run{PageNum(first), uint32(p - first)})
+			have = append(have, Run{PageNum(first), uint32(p - first)})
 		} else {
 			p++
 		}
 	}
-	drop := without(data, l.Held)
-	have := without(data, drop)
-
 	var parts map[PageNum]*stage
 	if group := max(1, kernelPage/PageSize); arm && group > 1 {
-		have, drop, parts = t.kernelPagesLocked(have, l, group)
-	}
-	for _, r := range drop {
-		if err := t.cfg.Region.drop(r); err != nil {
-			return nil, fmt.Errorf("intake: drop %d pages from page %d: %w", r.Count, r.First, err)
+		var drop []Run
+		have, drop, parts = t.kernelPagesLocked(have, group)
+		for _, r := range drop {
+			if err := t.cfg.Region.drop(r); err != nil {
+				return nil, fmt.Errorf("intake: drop %d pages from page %d: %w", r.Count, r.First, err)
+			}
 		}
-	}
-	for _, r := range without([]Run{{0, uint32(t.pages)}}, l.Held) {
-		t.table.Set(r, Unknown)
-	}
-	for _, r := range l.Zero {
-		t.table.Set(r, Zero)
 	}
 	t.table.truncate(l.Pages)
 
@@ -396,21 +457,16 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 
 // kernelPagesLocked sorts the pages that count by the kernel's larger pages, of
 // which either all is in place or nothing: parts wait beside for the rest.
-func (t *Intake) kernelPagesLocked(data []Run, l Layout, group int) (have, drop []Run, parts map[PageNum]*stage) {
+func (t *Intake) kernelPagesLocked(data []Run, group int) (have, drop []Run, parts map[PageNum]*stage) {
 	held, zero := make([]bool, t.pages), make([]bool, t.pages)
-	mark := func(in []bool, runs []Run) {
-		for _, r := range runs {
-			for p := r.First; p < r.end(); p++ {
-				in[p] = true
-			}
+	for _, r := range data {
+		for p := r.First; p < r.end(); p++ {
+			held[p] = true
 		}
 	}
-	mark(held, data)
-	mark(zero, l.Zero)
-	for _, r := range l.Held {
-		for p := r.First; p < r.end(); p++ {
-			zero[p] = t.state[p] == intakeZero
-		}
+	for p := range zero {
+		_, state := t.table.Get(PageNum(p))
+		zero[p] = state == Zero && !held[p]
 	}
 	parts = make(map[PageNum]*stage)
 	for first := 0; first+group <= t.pages; first += group {
@@ -450,10 +506,10 @@ func (t *Intake) kernelPagesLocked(data []Run, l Layout, group int) (have, drop 
 }
 
 // Close ends an Intake that no Commit has followed, or whose Sink will not run.
-// Run then returns.
+// Run returns as soon as the stream ends, or its ctx.
 func (t *Intake) Close() {
 	t.mu.Lock()
-	t.over = true
+	t.overLocked()
 	l := t.link
 	t.link = nil
 	t.mu.Unlock()

@@ -11,22 +11,22 @@ import (
 //
 //	pages  uint32  // at most MaxPages
 //	zero   runs
-//	held   runs    // no page of zero
+//	stale  runs
 type Layout struct {
 	// Pages is the size of the memory.
 	Pages int
 	// Zero lists pages that are zero, in order and apart; others may be, too.
 	Zero []Run
-	// Held lists pages that arrived in rounds, were acknowledged, and have not
-	// changed since. A page in neither list is still to come, whatever the
-	// destination holds of it.
-	Held []Run
+	// Stale lists pages that were sent in rounds, and of which the destination
+	// may have a version that is not the last. All others that came in rounds
+	// are as they should be; those that did not are still to come.
+	Stale []Run
 }
 
 // Append encodes the Layout.
 func (l Layout) Append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(l.Pages))
-	return appendRuns(appendRuns(b, l.Zero), l.Held)
+	return appendRuns(appendRuns(b, l.Zero), l.Stale)
 }
 
 // ParseLayout decodes what Append wrote, of a memory of at most most pages.
@@ -42,18 +42,8 @@ func ParseLayout(b []byte, most int) (l Layout, rest []byte, err error) {
 	if l.Zero, b, err = parseRuns(b[4:], l.Pages); err != nil {
 		return l, nil, fmt.Errorf("memory layout: zero pages: %w", err)
 	}
-	if l.Held, b, err = parseRuns(b, l.Pages); err != nil {
-		return l, nil, fmt.Errorf("memory layout: held pages: %w", err)
-	}
-	for i, j := 0, 0; i < len(l.Zero) && j < len(l.Held); {
-		switch {
-		case l.Zero[i].end() <= l.Held[j].First:
-			i++
-		case l.Held[j].end() <= l.Zero[i].First:
-			j++
-		default:
-			return l, nil, fmt.Errorf("memory layout: page %d is both zero and held", max(l.Zero[i].First, l.Held[j].First))
-		}
+	if l.Stale, b, err = parseRuns(b, l.Pages); err != nil {
+		return l, nil, fmt.Errorf("memory layout: stale pages: %w", err)
 	}
 	return l, b, nil
 }

@@ -24,6 +24,7 @@ func TestMain(m *testing.M) {
 		childMain()
 		return
 	}
+	lookTwice = true
 	goleak.VerifyTestMain(m)
 }
 

@@ -24,6 +24,8 @@ const (
 	roundPause = 20 * time.Millisecond
 	// roundFew is how many pages, 128 KiB, are too few for another round.
 	roundFew = 32
+	// roundShrink is by how much less a round must leave than the one before.
+	roundShrink = 2
 	// judgeFrom is how many pages are sent, 4 MiB, before it is judged what that
 	// was good for: of those at least one in judgeShare has to count, else the
 	// worker writes about as fast as the link carries, and more rounds cost
@@ -79,6 +81,7 @@ type Rounds struct {
 
 	scanning sync.Mutex // held around Tracker
 	runs     []Run
+	broken   bool  // a scan has failed
 	tracked  int64 // bytes that Tracker covers
 
 	settled chan struct{} // closed when another round would bring little
@@ -93,7 +96,7 @@ type Rounds struct {
 	touched []PageNum // since Sample, in the order of their first touch
 	sampled []bool    // touched as a set; nil before Sample
 	state   []uint8
-	sentAt  []uint32        // the frame that carried the page's last version
+	sentAt  []uint32        // the frame that carried the page's last version; 0 for none
 	names   []Hash          // of the pages as they were last sent
 	known   []atomic.Uint32 // which of those still hold: nameUnset, nameSet or nameZero
 	passed  []uint8         // for the Source: how a page was passed on
@@ -101,9 +104,9 @@ type Rounds struct {
 	seq     uint32 // of the last frame sent, over all streams
 	acked   uint32 // frames up to this one were acknowledged
 	round   int
-	left    int // pages to be sent at the end of the last round
-	stalled int // rounds that brought little
-	picked  int // pages taken to be sent since judged was todo
+	left    int  // pages to be sent at the end of the last round
+	closing bool // no more pages are sent, only what has become stale
+	picked  int  // pages taken to be sent since judged was todo
 	judged  int
 	rate    float64
 	dirty   float64 // bytes a second
@@ -118,6 +121,7 @@ const (
 	roundHole = iota // never written: nothing to send
 	roundTodo        // to be sent
 	roundSent        // in frame sentAt, and not written since
+	roundGone        // written since, and in frame sentAt the far side was told
 )
 
 type roundsStats struct {
@@ -212,6 +216,7 @@ func (r *Rounds) scan() error {
 		for p := r.pages; p < PagesOf(size); p++ {
 			r.state[p] = roundTodo
 			r.todo++
+			r.judged++
 		}
 		r.pages = PagesOf(size)
 		r.mu.Unlock()
@@ -219,6 +224,8 @@ func (r *Rounds) scan() error {
 	}
 	var err error
 	if r.runs, err = r.cfg.Tracker.Scan(r.runs[:0]); err != nil {
+		// It may have renewed the protection of pages and not told of them.
+		r.broken = true
 		return err
 	}
 	r.note()
@@ -270,7 +277,7 @@ func (r *Rounds) note() {
 	for _, run := range r.runs {
 		n += int(run.Count)
 		for p := run.First; p < run.end(); p++ {
-			if r.state[p] != roundTodo {
+			if r.state[p] == roundHole || r.state[p] == roundSent {
 				r.state[p] = roundTodo
 				r.todo++
 			}
@@ -324,10 +331,11 @@ func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
 		return nil, errFrozen
 	}
 	if err := r.scan(); err != nil {
-		return nil, err
+		r.log.Warn("writes not found: what was sent ahead does not count", "error", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.distrustLocked()
 	if pages > r.limit() || pages < r.pages {
 		return nil, fmt.Errorf("rounds: frozen with %d pages of %d, had %d", pages, r.limit(), r.pages)
 	}
@@ -338,21 +346,16 @@ func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
 	}
 	// This is a loop over all pages while the worker stands still.
 	state, sentAt := r.state[:r.pages], r.sentAt[:r.pages]
-	for p := 0; p < len(state); {
-		first := p
-		for p < len(state) && state[p] == roundSent && sentAt[p] <= r.acked {
+	for p := range state {
+		switch {
+		case sentAt[p] == 0:
+		case state[p] == roundSent && sentAt[p] <= r.acked:
 			a.passed[p] = held
-			p++
+			a.unsent--
+		case state[p] == roundGone && sentAt[p] <= r.acked:
+		default:
+			a.Layout.Stale = appendRun(a.Layout.Stale, Run{PageNum(p), 1})
 		}
-		if p > first {
-			a.Layout.Held = append(a.Layout.Held, Run{PageNum(first), uint32(p - first)})
-			a.unsent -= p - first
-			continue
-		}
-		p++
-	}
-	if len(zero) > 0 && len(a.Layout.Held) > 0 {
-		a.Layout.Zero = without(zero, a.Layout.Held)
 	}
 	for _, z := range a.Layout.Zero {
 		for p := z.First; p < z.end(); p++ {
@@ -374,12 +377,39 @@ func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
 	return a, nil
 }
 
+// distrustLocked takes back what the scans cannot vouch for. Where one has
+// failed that is everything. And hashes tell what differs from the last scan:
+// a page that was sent between two scans with a content that it had only then
+// looks as if it had never been written.
+func (r *Rounds) distrustLocked() {
+	hashes := r.cfg.Tracker.hashes
+	if hashes == nil && !r.broken {
+		return
+	}
+	for p := range r.pages {
+		known := r.known[p].Load()
+		if !r.broken && p < len(hashes) {
+			switch {
+			case known == nameSet && r.names[p] == hashes[p], known == nameZero && hashes[p] == ZeroHash:
+				continue
+			case known == nameUnset && r.state[p] != roundSent:
+				continue
+			}
+		}
+		r.known[p].Store(nameUnset)
+		if r.state[p] == roundSent {
+			r.state[p] = roundTodo
+			r.todo++
+		}
+	}
+}
+
 // Continue gives the stream, if there is one, to the Source of the frozen
 // memory.
 func (r *Rounds) Continue(s *Source) { r.next <- s }
 
-// Close ends the stream, unless a Source has it, and returns when nothing
-// reads the memory any more.
+// Close ends the stream, also one that a Source has taken over, and returns
+// when nothing reads the memory on behalf of the Rounds any more.
 func (r *Rounds) Close() {
 	r.mu.Lock()
 	r.closed = true
@@ -503,9 +533,15 @@ func (st *roundStream) serve(ctx context.Context, takeOver func(*Source, <-chan 
 	st.mu.Lock()
 	// What went out on another stream and was not acknowledged may be lost.
 	for p := range st.pages {
-		if st.state[p] == roundSent && st.sentAt[p] > st.acked {
-			st.state[p] = roundTodo
+		if st.sentAt[p] <= st.acked {
+			continue
+		}
+		switch st.state[p] {
+		case roundSent:
 			st.todo++
+			fallthrough
+		case roundGone:
+			st.state[p] = roundTodo
 		}
 	}
 	st.first, st.acked = st.seq, st.seq
@@ -537,7 +573,10 @@ func (st *roundStream) serve(ctx context.Context, takeOver func(*Source, <-chan 
 	if err == nil {
 		select {
 		case src := <-st.next:
-			return takeOver(src, ended)
+			if err = takeOver(src, ended); err != nil {
+				interrupt(st.rw) // or nobody may end the reading
+			}
+			return err
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
@@ -630,6 +669,7 @@ func (st *roundStream) answered(run Run, lacks []byte) error {
 		case st.state[p] == roundSent && st.sentAt[p] == seq:
 			st.state[p] = roundTodo
 			st.todo++
+			st.judged++
 			st.list = appendRun(st.list, Run{p, 1}) // in this round still
 		}
 	}
@@ -640,7 +680,7 @@ func (st *roundStream) answered(run Run, lacks []byte) error {
 func (st *roundStream) rounds(ctx context.Context) error {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
-	for {
+	for !st.isClosing() {
 		st.begin()
 		begun, bytes := time.Now(), st.stats.bytes.Load()
 		sent, err := st.sendRound(ctx, begun)
@@ -662,8 +702,79 @@ func (st *roundStream) rounds(ctx context.Context) error {
 		if err := st.look(); err != nil {
 			return err
 		}
-		if sent {
-			st.end()
+		st.end()
+	}
+	return st.close(ctx, pause)
+}
+
+func (st *roundStream) isClosing() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.closing
+}
+
+// close tells the far side what has become stale, until the memory is frozen,
+// which is nil: at the freeze only what was written last is left to tell.
+func (st *roundStream) close(ctx context.Context, pause *time.Timer) error {
+	var all uint32 // the last frame of what was stale when the rounds ended
+	for first := true; ; first = false {
+		if err := st.tellStale(); err != nil {
+			return err
+		}
+		st.mu.Lock()
+		if first {
+			all = st.seq
+		}
+		if st.acked >= all && !isClosed(st.settled) {
+			close(st.settled)
+		}
+		st.mu.Unlock()
+		pause.Reset(roundPause)
+		select {
+		case <-st.wake:
+		case <-pause.C:
+			if err := st.look(); err != nil {
+				return err
+			}
+		case <-st.frozen:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// tellStale sends what is stale and was not told yet.
+func (st *roundStream) tellStale() error {
+	for from := PageNum(0); ; {
+		st.mu.Lock()
+		if isClosed(st.frozen) {
+			st.mu.Unlock()
+			return nil
+		}
+		var runs []Run
+		p := from
+		for ; int(p) < st.pages && len(runs) < maxStaleRuns; p++ {
+			if st.state[p] != roundTodo || st.sentAt[p] == 0 {
+				continue
+			}
+			if len(runs) == 0 {
+				st.seq++
+			}
+			runs = appendRun(runs, Run{p, 1})
+			st.state[p], st.sentAt[p] = roundGone, st.seq
+		}
+		from = p
+		if len(runs) == 0 {
+			st.mu.Unlock()
+			return nil
+		}
+		st.frame = appendStale(st.frame[:0], runs)
+		st.inFlight += len(st.frame)
+		st.sizes = append(st.sizes, len(st.frame))
+		st.mu.Unlock()
+		if err := st.write(st.frame); err != nil {
+			return err
 		}
 	}
 }
@@ -690,12 +801,14 @@ func (st *roundStream) judge() {
 	st.picked, st.judged = 0, st.todo
 }
 
+// settleLocked ends the rounds. Settled follows when the far side has dropped
+// what is stale: to drop a page takes microseconds, and there may be many.
 func (r *Rounds) settleLocked(why string) {
-	if isClosed(r.settled) {
+	if r.closing {
 		return
 	}
+	r.closing = true
 	r.log.Debug("rounds settled", "why", why, "round", r.round, "left", r.todo, "rate", r.rate, "dirty", r.dirty)
-	close(r.settled)
 }
 
 // sendRound sends the pages of a round and reports whether there were any. It
@@ -703,11 +816,14 @@ func (r *Rounds) settleLocked(why string) {
 func (st *roundStream) sendRound(ctx context.Context, last time.Time) (sent bool, err error) {
 	for !isClosed(st.frozen) {
 		// A look at what was written meanwhile saves sending it in vain.
-		if now := time.Now(); now.Sub(last) >= roundPause {
+		if !st.cfg.Tracker.dear() && time.Since(last) >= roundPause {
 			if err := st.look(); err != nil {
 				return sent, err
 			}
-			last = now
+			last = time.Now()
+		}
+		if st.isClosing() {
+			return sent, nil
 		}
 		run, seq, what := st.pick()
 		switch what {
@@ -999,14 +1115,12 @@ func (st *roundStream) measure(took time.Duration, bytes uint64) {
 func (st *roundStream) end() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.round > 1 && st.todo*10 >= st.left*8 {
-		st.stalled++
-	}
+	stalled := st.round > 1 && st.todo*roundShrink >= st.left
 	st.left = st.todo
 	switch {
 	case st.todo <= roundFew:
 		st.settleLocked("little is left")
-	case st.stalled >= 2:
+	case stalled:
 		st.settleLocked("rounds bring little")
 	case st.round >= roundsMost:
 		st.settleLocked("enough rounds")

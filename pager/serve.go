@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 	"sync"
 	"time"
 )
@@ -297,7 +298,7 @@ const (
 
 // plan decides what to send next, and takes it.
 func (st *stream) plan(o *offers, names bool) (Run, int) {
-	most := uint32(st.share.bytesIn(frameTime, bulkRun*PageSize) / PageSize)
+	most := st.frameMost()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	st.mu.Lock()
@@ -361,12 +362,20 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 	return Run{}, planDone
 }
 
+// frameMost is how many pages a frame may have at the rate of the moment: a
+// power of two, so that a rate that varies a little does not change it.
+func (st *stream) frameMost() uint32 {
+	n := uint32(st.share.bytesIn(frameTime, bulkRun*PageSize) / PageSize)
+	return 1 << (bits.Len32(max(n, 1)) - 1)
+}
+
 // peek finds the pages that will likely be pushed after this run.
 func (st *stream) peek() (Run, bool) {
+	most := st.frameMost()
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	runAt, pageAt, near := st.runAt, st.pageAt, st.near
-	r, ok := st.nextLocked(min(st.run*2, bulkRun), true)
+	r, ok := st.nextLocked(min(st.run*2, bulkRun, most), true)
 	st.runAt, st.pageAt, st.near = runAt, pageAt, near
 	return r, ok
 }

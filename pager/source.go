@@ -409,15 +409,21 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 // takeOver pushes on a stream that rounds have opened, on which nothing more
 // is to come but its end.
 func (s *Source) takeOver(ctx context.Context, rw io.ReadWriter, me *serving, accepts Encodings, ended <-chan error) error {
-	before, err := s.enter(true, me)
-	if err != nil {
-		return err
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return ErrGone
 	}
-	defer s.active.Done()
-	if before != nil { // the far side has given this one up meanwhile
+	if s.streams[1] != nil { // the far side has given this one up meanwhile
+		s.mu.Unlock()
 		return errReplaced
 	}
+	s.streams[1] = me
+	s.active.Add(1)
+	s.mu.Unlock()
+	defer s.active.Done()
 	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: accepts &^ EncodeDelta, framer: new(framer)}
+	st.meter, _ = rw.(Meter)
 	return st.serveBulk(false, func(*offers) error { return <-ended })
 }
 

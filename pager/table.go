@@ -110,11 +110,9 @@ func (t *Table) Set(r Run, state PageState) {
 	}
 }
 
-// truncate makes the table one of its first pages.
-func (t *Table) truncate(pages int) {
-	t.Set(Run{PageNum(pages), uint32(len(t.of) - pages)}, Unknown)
-	t.of = t.of[:pages]
-}
+// truncate makes the table one of its first pages. Of the others nothing may be
+// known.
+func (t *Table) truncate(pages int) { t.of = t.of[:pages] }
 
 func (t *Table) intern(h Hash) uint32 {
 	if n := len(t.free); n > 0 {

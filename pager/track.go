@@ -126,7 +126,7 @@ func (t *Tracker) Grow(size int64) error {
 	if size < t.cfg.Size {
 		return fmt.Errorf("tracker: memory of %d bytes cannot shrink to %d", t.cfg.Size, size)
 	}
-	old := t.pages
+	oldSize, old := t.cfg.Size, t.pages
 	t.cfg.Size, t.pages = size, PagesOf(size)
 	if !t.started {
 		return nil
@@ -137,8 +137,15 @@ func (t *Tracker) Grow(size int64) error {
 		}
 		return nil
 	}
-	return t.growKernel(old)
+	if err := t.growKernel(old); err != nil {
+		t.cfg.Size, t.pages = oldSize, old
+		return err
+	}
+	return nil
 }
+
+// dear reports whether a scan reads all of the memory. It is known after Start.
+func (t *Tracker) dear() bool { return t.hashes != nil }
 
 // Stop ends the watch; the worker's writes cost nothing again.
 func (t *Tracker) Stop() error {
@@ -155,7 +162,8 @@ func (t *Tracker) Stop() error {
 
 // scanHashes compares every page that is not a hole with its last hash. A
 // page that the worker writes meanwhile is found by the next scan at the
-// latest, since its hash will differ from the one taken here.
+// latest, since its hash will differ from the one taken here, unless it is
+// written back to what it was.
 func (t *Tracker) scanHashes(runs []Run) ([]Run, error) {
 	var holes []Run
 	if t.cfg.Region.File != nil {

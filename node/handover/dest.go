@@ -82,6 +82,7 @@ type Dest struct {
 	result  Result
 
 	phaseAt time.Time // end of the phase
+	holdEnd time.Time // latest end of DestPrepared
 	pathAt  time.Time // end of the patience with a broken path
 	retryAt time.Time // next DRAINED, STATUS or attempt to write
 	retries int
@@ -163,7 +164,10 @@ func (d *Dest) Handle(ev Event, now time.Time) []Action {
 	case Progress:
 		switch d.phase {
 		case DestPrepared:
-			d.phaseAt = now.Add(d.params.HoldTimeout)
+			// Pages that trickle in do not hold a runner for ever.
+			if d.phaseAt = now.Add(d.params.HoldTimeout); d.phaseAt.After(d.holdEnd) {
+				d.phaseAt = d.holdEnd
+			}
 		case DestFilling:
 			d.phaseAt = now.Add(d.params.FillTimeout)
 		}
@@ -343,6 +347,7 @@ func (d *Dest) prepared(ev Prepared, now time.Time) []Action {
 	}
 	d.phase = DestPrepared
 	d.phaseAt = now.Add(d.params.HoldTimeout)
+	d.holdEnd = now.Add(d.params.WarmTimeout + d.params.HoldTimeout)
 	d.meta = ev.Meta
 	d.accept = Accept{Paging: ev.Paging, StoreWarm: ev.StoreWarm}
 	d.copyAll = d.offer.Strategy.copiesAll(ev.Paging)

@@ -110,8 +110,8 @@ type Params struct {
 	// [Progress]. Default 30 s.
 	FillTimeout time.Duration
 	// HoldTimeout is how long a destination keeps a prepared runner for a
-	// COMMIT that does not come, since the last [Progress], and how long it
-	// prepares. Default 2 min.
+	// COMMIT that does not come, since the last [Progress] and for WarmTimeout
+	// more at most, and how long it prepares. Default 2 min.
 	HoldTimeout time.Duration
 	// ResumeTimeout is how long the runner may take to resume at the
 	// destination. Default 30 s.
