@@ -14,6 +14,10 @@ import (
 // serves one sender. The sender opens with Hello and the home answers Welcome;
 // then Message frames go one way and Reply frames the other, until either says
 // its last word (Bye, Moved, Ended, Refused).
+//
+// Both sides always read. A home that has no room for a message says Hold and
+// passes over what follows; the sender stops when it hears that. Go says that
+// there is room, and the number from which to send again.
 const protoDeliver = "deliver"
 
 // maxDeliverFrame is a payload and what stands around it, in bytes.
@@ -31,7 +35,9 @@ type deliverFrame struct {
 	Refused *deliverRefused `cbor:"8,keyasint,omitempty"`
 	// Ack says that the sender has all replies up to here, when no message
 	// comes to say it.
-	Ack uint64 `cbor:"9,keyasint,omitempty"`
+	Ack  uint64       `cbor:"9,keyasint,omitempty"`
+	Hold *deliverHold `cbor:"10,keyasint,omitempty"`
+	Go   uint64       `cbor:"11,keyasint,omitempty"`
 }
 
 type deliverHello struct {
@@ -52,6 +58,8 @@ type deliverMessage struct {
 }
 
 type deliverBye struct{}
+
+type deliverHold struct{}
 
 // deliverMoved says that the worker lives, or is about to live, elsewhere.
 type deliverMoved struct {
@@ -128,7 +136,7 @@ func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 	// The reader stops when the writer does: a stream that takes no replies
 	// is of no use, and its end wakes a blocked read.
 	stop := context.AfterFunc(ctx, func() { interrupt(s) })
-	bye, err := n.readMessages(ctx, w, s, o)
+	bye, err := n.readMessages(w, s, o)
 	cancel()
 	<-written
 	stop()
@@ -138,7 +146,7 @@ func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 	}
 }
 
-func (n *Node) readMessages(ctx context.Context, w *worker, s io.Reader, o *outlet) (bye bool, err error) {
+func (n *Node) readMessages(w *worker, s io.Reader, o *outlet) (bye bool, err error) {
 	for {
 		var f deliverFrame
 		if err := mesh.ReadMessage(s, maxDeliverFrame, &f); err != nil {
@@ -154,7 +162,7 @@ func (n *Node) readMessages(ctx context.Context, w *worker, s io.Reader, o *outl
 			if len(m.Payload) > MaxPayload {
 				return false, fmt.Errorf("a payload of %d bytes", len(m.Payload))
 			}
-			if err := w.inbox.push(ctx, o, m.Seq, m.Call, m.Payload, m.Acked); err != nil {
+			if err := w.inbox.push(o, m.Seq, m.Call, m.Payload, m.Acked); err != nil {
 				return false, err
 			}
 		default:
