@@ -13,33 +13,6 @@ import (
 	"meshnode/pager"
 )
 
-// A mailbox queues events for a machine. Putting never blocks.
-type mailbox struct {
-	mu     sync.Mutex
-	events []handover.Event
-	signal chan struct{} // one token: there is something
-}
-
-func newMailbox() *mailbox { return &mailbox{signal: make(chan struct{}, 1)} }
-
-func (b *mailbox) put(ev handover.Event) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.events = append(b.events, ev)
-	select {
-	case b.signal <- struct{}{}:
-	default:
-	}
-}
-
-func (b *mailbox) take() []handover.Event {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	evs := b.events
-	b.events = nil
-	return evs
-}
-
 // A protocol is the machine of either side.
 type protocol interface {
 	Handle(handover.Event, time.Time) []handover.Action
@@ -202,7 +175,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 	}
 	m := &moveOut{
 		n: n, w: w, spec: w.spec, id: handover.NewMoveID(), to: to.ID, toName: to.Record.Name,
-		box: newMailbox(), done: make(chan struct{}), strategy: strategy.String(), started: time.Now(),
+		box: newMailbox(n.log), done: make(chan struct{}), strategy: strategy.String(), started: time.Now(),
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -262,7 +235,7 @@ func (n *Node) ask(rec handover.Record, s spec) error {
 	}
 	m := &moveOut{
 		n: n, spec: s, id: rec.Move, to: mesh.NodeID(rec.Peer), toName: n.nameOf(mesh.NodeID(rec.Peer)),
-		machine: machine, box: newMailbox(), done: make(chan struct{}), started: time.Now(), epoch: rec.Epoch,
+		machine: machine, box: newMailbox(n.log), done: make(chan struct{}), started: time.Now(), epoch: rec.Epoch,
 	}
 	w := n.bury(s, rec.Epoch, control.StateInDoubt,
 		fmt.Sprintf("this node restarted while the worker was on its way to node %s; asking there", m.toName))
