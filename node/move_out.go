@@ -169,6 +169,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 		rec = *w.journalled
 	}
 	w.mu.Unlock()
+	rec.Meta = recordMeta{Spec: w.spec, To: to.Record.Name}.encode()
 	params := n.cfg.Move
 	if limit > 0 {
 		params.OfferTimeout = limit
@@ -228,13 +229,18 @@ func (n *Node) startOut(m *moveOut) {
 }
 
 // ask finds out, after a restart, what became of a worker that was on its way.
-func (n *Node) ask(rec handover.Record, s spec) error {
+func (n *Node) ask(rec handover.Record, meta recordMeta) error {
 	machine, err := handover.RestartSource(rec, n.incarnation, n.cfg.Move)
 	if err != nil {
 		return err
 	}
+	to, s := mesh.NodeID(rec.Peer), meta.Spec
+	name := meta.To
+	if name == "" {
+		name = n.nameOf(to)
+	}
 	m := &moveOut{
-		n: n, spec: s, id: rec.Move, to: mesh.NodeID(rec.Peer), toName: n.nameOf(mesh.NodeID(rec.Peer)),
+		n: n, spec: s, id: rec.Move, to: to, toName: name,
 		machine: machine, box: newMailbox(n.log), done: make(chan struct{}), started: time.Now(), epoch: rec.Epoch,
 	}
 	w := n.bury(s, rec.Epoch, control.StateInDoubt,
