@@ -83,7 +83,7 @@ type deliverRefused struct {
 // serveDeliver is the home's end of a deliver stream.
 func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 	var f deliverFrame
-	if err := mesh.ReadMessage(s, maxDeliverFrame, &f); err != nil || f.Hello == nil {
+	if err := readFirst(s, maxDeliverFrame, &f); err != nil || f.Hello == nil {
 		n.log.Debug("deliver stream without a hello", "error", err)
 		return
 	}
@@ -176,6 +176,33 @@ func (n *Node) say(s io.Writer, f deliverFrame) {
 	if err := mesh.WriteMessage(s, f); err != nil {
 		n.log.Debug("deliver stream not written", "error", err)
 	}
+}
+
+// helloTimeout is how long a peer that has opened a stream may take to send its
+// first message: it holds a stream, and a goroutine, for nothing.
+const helloTimeout = 10 * time.Second
+
+// readFirst reads a stream's first message, which must come soon.
+func readFirst(s io.Reader, limit int, v any) error {
+	if err := soon(s, true); err != nil {
+		return err
+	}
+	if err := mesh.ReadMessage(s, limit, v); err != nil {
+		return err
+	}
+	return soon(s, false)
+}
+
+// soon bounds reads of s by helloTimeout, or no more.
+func soon(s io.Reader, yes bool) error {
+	d, ok := s.(interface{ SetReadDeadline(time.Time) error })
+	if !ok {
+		return nil
+	}
+	if yes {
+		return d.SetReadDeadline(time.Now().Add(helloTimeout))
+	}
+	return d.SetReadDeadline(time.Time{})
 }
 
 // interrupt makes reads and writes that block on s return.

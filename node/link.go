@@ -264,7 +264,7 @@ type machine interface {
 // serveHandover reads a stream that a peer opened.
 func (n *Node) serveHandover(ctx context.Context, s *mesh.Stream) {
 	var f handoverFrame
-	if err := mesh.ReadMessage(s, maxHandoverFrame, &f); err != nil || f.Hello == nil {
+	if err := readFirst(s, maxHandoverFrame, &f); err != nil || f.Hello == nil {
 		n.log.Debug("hand-over stream without a hello", "peer", s.Peer(), "error", err)
 		return
 	}
