@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	crand "crypto/rand"
@@ -45,6 +46,9 @@ type outbox struct {
 	running bool
 	ended   bool
 	room    chan struct{} // one token: something has arrived
+	// arrived is set with every token and taken by full. It is not under mu: a
+	// Sender signals with its own lock held, which full takes under mu.
+	arrived atomic.Bool
 	// since is when an outbox that is full was last seen to change, zero if it
 	// has room, and refusing that this was longer ago than its patience.
 	since    time.Time
@@ -68,7 +72,7 @@ func (o *outbox) full(now time.Time) (full bool, until time.Time) {
 		o.since, o.refusing = time.Time{}, false
 		return false, time.Time{}
 	}
-	if o.since.IsZero() {
+	if o.arrived.Swap(false) && !o.refusing || o.since.IsZero() {
 		o.since = now
 	}
 	until = o.since.Add(outboxPatience)
@@ -147,11 +151,7 @@ func (o *outbox) drop(s *Sender, err error) {
 }
 
 func (o *outbox) signal() {
-	o.mu.Lock()
-	if !o.refusing {
-		o.since = time.Time{}
-	}
-	o.mu.Unlock()
+	o.arrived.Store(true)
 	select {
 	case o.room <- struct{}{}:
 	default:
