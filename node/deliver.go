@@ -14,6 +14,10 @@ import (
 // serves one sender. The sender opens with Hello and the home answers Welcome;
 // then Message frames go one way and Reply frames the other, until either says
 // its last word (Bye, Moved, Ended, Refused).
+//
+// Both sides always read. A home that has no room for a message says Hold and
+// passes over what follows; the sender stops when it hears that. Go says that
+// there is room, and the number from which to send again.
 const protoDeliver = "deliver"
 
 // maxDeliverFrame is a payload and what stands around it, in bytes.
@@ -31,7 +35,9 @@ type deliverFrame struct {
 	Refused *deliverRefused `cbor:"8,keyasint,omitempty"`
 	// Ack says that the sender has all replies up to here, when no message
 	// comes to say it.
-	Ack uint64 `cbor:"9,keyasint,omitempty"`
+	Ack  uint64       `cbor:"9,keyasint,omitempty"`
+	Hold *deliverHold `cbor:"10,keyasint,omitempty"`
+	Go   uint64       `cbor:"11,keyasint,omitempty"`
 }
 
 type deliverHello struct {
@@ -52,6 +58,8 @@ type deliverMessage struct {
 }
 
 type deliverBye struct{}
+
+type deliverHold struct{}
 
 // deliverMoved says that the worker lives, or is about to live, elsewhere.
 type deliverMoved struct {
@@ -75,7 +83,7 @@ type deliverRefused struct {
 // serveDeliver is the home's end of a deliver stream.
 func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 	var f deliverFrame
-	if err := mesh.ReadMessage(s, maxDeliverFrame, &f); err != nil || f.Hello == nil {
+	if err := readFirst(s, maxDeliverFrame, &f); err != nil || f.Hello == nil {
 		n.log.Debug("deliver stream without a hello", "error", err)
 		return
 	}
@@ -128,7 +136,7 @@ func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 	// The reader stops when the writer does: a stream that takes no replies
 	// is of no use, and its end wakes a blocked read.
 	stop := context.AfterFunc(ctx, func() { interrupt(s) })
-	bye, err := n.readMessages(ctx, w, s, o)
+	bye, err := n.readMessages(w, s, o)
 	cancel()
 	<-written
 	stop()
@@ -138,7 +146,7 @@ func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 	}
 }
 
-func (n *Node) readMessages(ctx context.Context, w *worker, s io.Reader, o *outlet) (bye bool, err error) {
+func (n *Node) readMessages(w *worker, s io.Reader, o *outlet) (bye bool, err error) {
 	for {
 		var f deliverFrame
 		if err := mesh.ReadMessage(s, maxDeliverFrame, &f); err != nil {
@@ -154,7 +162,7 @@ func (n *Node) readMessages(ctx context.Context, w *worker, s io.Reader, o *outl
 			if len(m.Payload) > MaxPayload {
 				return false, fmt.Errorf("a payload of %d bytes", len(m.Payload))
 			}
-			if err := w.inbox.push(ctx, o, m.Seq, m.Call, m.Payload, m.Acked); err != nil {
+			if err := w.inbox.push(o, m.Seq, m.Call, m.Payload, m.Acked); err != nil {
 				return false, err
 			}
 		default:
@@ -168,6 +176,33 @@ func (n *Node) say(s io.Writer, f deliverFrame) {
 	if err := mesh.WriteMessage(s, f); err != nil {
 		n.log.Debug("deliver stream not written", "error", err)
 	}
+}
+
+// helloTimeout is how long a peer that has opened a stream may take to send its
+// first message: it holds a stream, and a goroutine, for nothing.
+const helloTimeout = 10 * time.Second
+
+// readFirst reads a stream's first message, which must come soon.
+func readFirst(s io.Reader, limit int, v any) error {
+	if err := soon(s, true); err != nil {
+		return err
+	}
+	if err := mesh.ReadMessage(s, limit, v); err != nil {
+		return err
+	}
+	return soon(s, false)
+}
+
+// soon bounds reads of s by helloTimeout, or no more.
+func soon(s io.Reader, yes bool) error {
+	d, ok := s.(interface{ SetReadDeadline(time.Time) error })
+	if !ok {
+		return nil
+	}
+	if yes {
+		return d.SetReadDeadline(time.Now().Add(helloTimeout))
+	}
+	return d.SetReadDeadline(time.Time{})
 }
 
 // interrupt makes reads and writes that block on s return.

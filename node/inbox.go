@@ -2,7 +2,6 @@ package node
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,16 +9,20 @@ import (
 	"time"
 )
 
-// Limits of one worker's inbox. A sender that is over a limit waits: its
-// stream is not read further, so QUIC's flow control carries the wait back to
-// the client. Nothing is dropped.
+// Limits of one worker's inbox. A sender that is over a limit is told to hold
+// and, once there is room, from where to send again: it has kept everything, so
+// nothing is lost. (Not reading its stream was simpler. But what nobody reads
+// counts against the window of the whole connection, and a few stuck workers
+// held up control messages and demanded pages between their two nodes.)
 const (
 	// MaxPayload is the largest message and the largest reply, in bytes.
 	MaxPayload = 1 << 20
 	// senderWindow is how many messages a sender may have sent without having
 	// the reply. Both ends hold to it.
 	senderWindow = 64
-	// inboxBytes is how many bytes of messages may wait for a worker.
+	// inboxBytes is how many bytes of messages may wait for a worker. Senders
+	// that were told to hold go on when half of it is free: what a sender writes
+	// for too little room travels in vain.
 	inboxBytes = 16 << 20
 	// maxSenders is how many senders a worker remembers.
 	maxSenders = 4096
@@ -62,11 +65,16 @@ type outlet struct {
 	sender *sender
 	sent   uint64 // the last reply put on out
 	out    chan deliverFrame
+	// rewinding is set from when the sender was told to hold until it has gone
+	// back: what it wrote before it heard of it is passed over.
+	rewinding bool
+	over      bool // out is closed
 }
 
 var (
 	errGap         = errors.New("message numbers have a gap")
 	errManySenders = fmt.Errorf("the worker already has %d senders", maxSenders)
+	errDeaf        = errors.New("the sender does not read")
 )
 
 // An inbox holds the messages that wait for one worker and the replies that
@@ -85,15 +93,14 @@ type inbox struct {
 	// closed is sent to every outlet when the worker has left or ended.
 	closed *deliverFrame
 
+	held  []*outlet     // told to hold, the first first
 	ready chan struct{} // one token: the queue is not empty
-	room  chan struct{} // closed and replaced when a queue shrinks
 }
 
 func newInbox() *inbox {
 	return &inbox{
 		senders: make(map[senderID]*sender),
 		ready:   make(chan struct{}, 1),
-		room:    make(chan struct{}),
 	}
 }
 
@@ -119,8 +126,8 @@ func (in *inbox) attach(id senderID, base uint64, now time.Time) (*outlet, *deli
 	}
 	s.ackLocked(base - 1)
 	// The channel holds all the replies that can be outstanding, so that the
-	// worker never waits for a slow sender.
-	o := &outlet{sender: s, sent: base - 1, out: make(chan deliverFrame, 2*senderWindow+2)}
+	// worker never waits for a slow sender, and a few words beside them.
+	o := &outlet{sender: s, sent: base - 1, out: make(chan deliverFrame, 2*senderWindow+8)}
 	s.outlets = append(s.outlets, o)
 	in.flushLocked(s)
 	return o, nil, nil
@@ -134,50 +141,104 @@ func (in *inbox) detach(o *outlet, forget bool, now time.Time) {
 	if i := slices.Index(s.outlets, o); i >= 0 {
 		s.outlets = slices.Delete(s.outlets, i, i+1)
 	}
+	in.unholdLocked(o)
 	s.seen = now
 	if forget && len(s.outlets) == 0 && s.accepted == s.done && in.senders[s.id] == s {
 		delete(in.senders, s.id)
 	}
 }
 
-// push takes a message into the queue and waits while there is no room for it.
-// A message that was taken before is not taken again. acked is the last number
-// up to which the sender has all replies.
-func (in *inbox) push(ctx context.Context, o *outlet, seq uint64, call bool, payload []byte, acked uint64) error {
-	for {
-		in.mu.Lock()
-		s := o.sender
-		if in.closed != nil {
-			in.mu.Unlock()
-			return nil // the outlet tells the sender
+// push takes a message into the queue or, if there is no room for it, tells the
+// sender to hold. A message that was taken before is not taken again. acked is
+// the last number up to which the sender has all replies. The error ends the
+// connection.
+func (in *inbox) push(o *outlet, seq uint64, call bool, payload []byte, acked uint64) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	s := o.sender
+	if in.closed != nil || o.over {
+		return nil // the outlet tells the sender
+	}
+	s.ackLocked(acked)
+	switch {
+	case seq <= s.accepted:
+		return nil
+	case seq != s.accepted+1 && o.rewinding:
+		return nil
+	case seq != s.accepted+1:
+		return fmt.Errorf("%w: %d after %d", errGap, seq, s.accepted)
+	case s.fullLocked() || in.bytes > 0 && in.bytes+len(payload) > inboxBytes:
+		return in.holdLocked(o)
+	}
+	o.rewinding = false
+	in.unholdLocked(o)
+	s.accepted = seq
+	in.queue = append(in.queue, &message{sender: s, seq: seq, call: call, payload: payload})
+	in.bytes += len(payload)
+	in.signalLocked()
+	return nil
+}
+
+// fullLocked reports whether the sender has used its window up.
+func (s *sender) fullLocked() bool {
+	return s.accepted-s.done+uint64(len(s.replies)) >= senderWindow
+}
+
+// holdLocked tells a sender to stop until it hears from roomLocked.
+func (in *inbox) holdLocked(o *outlet) error {
+	if slices.Contains(in.held, o) {
+		return nil
+	}
+	select {
+	case o.out <- deliverFrame{Hold: &deliverHold{}}:
+	default:
+		return errDeaf
+	}
+	o.rewinding = true
+	in.held = append(in.held, o)
+	return nil
+}
+
+func (in *inbox) unholdLocked(o *outlet) {
+	if i := slices.Index(in.held, o); i >= 0 {
+		in.held = slices.Delete(in.held, i, i+1)
+	}
+}
+
+// roomLocked lets senders go on that were told to hold: one for every message
+// that the worker has handled, so that they do not all write for the same room,
+// and all when nothing waits, since then there may be no next time.
+func (in *inbox) roomLocked() {
+	if in.bytes > inboxBytes/2 {
+		return
+	}
+	all := len(in.queue) == 0
+	for i := 0; i < len(in.held); {
+		o := in.held[i]
+		if o.sender.fullLocked() {
+			i++
+			continue
 		}
-		s.ackLocked(acked)
-		if seq <= s.accepted {
-			in.mu.Unlock()
-			return nil
-		}
-		if seq != s.accepted+1 {
-			in.mu.Unlock()
-			return fmt.Errorf("%w: %d after %d", errGap, seq, s.accepted)
-		}
-		full := s.accepted-s.done+uint64(len(s.replies)) >= senderWindow ||
-			in.bytes > 0 && in.bytes+len(payload) > inboxBytes
-		if !full {
-			s.accepted = seq
-			in.queue = append(in.queue, &message{sender: s, seq: seq, call: call, payload: payload})
-			in.bytes += len(payload)
-			in.signalLocked()
-			in.mu.Unlock()
-			return nil
-		}
-		room := in.room
-		in.mu.Unlock()
+		in.held = slices.Delete(in.held, i, i+1)
 		select {
-		case <-room:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		case o.out <- deliverFrame{Go: o.sender.accepted + 1}:
+		default:
+			// Its connection is not read; it may ask again on the next one.
+			in.dropLocked(o)
+		}
+		if !all {
+			return
 		}
 	}
+}
+
+// dropLocked ends an outlet whose sender does not read.
+func (in *inbox) dropLocked(o *outlet) {
+	if i := slices.Index(o.sender.outlets, o); i >= 0 {
+		o.sender.outlets = slices.Delete(o.sender.outlets, i, i+1)
+	}
+	o.over = true
+	close(o.out)
 }
 
 // ack is what a sender says of the replies that it has.
@@ -281,11 +342,12 @@ func (in *inbox) close(f deliverFrame) {
 			case o.out <- f:
 			default:
 			}
+			o.over = true
 			close(o.out)
 		}
 		s.outlets = nil
 	}
-	in.roomLocked()
+	in.held = nil
 }
 
 // reopen lets senders come again after a close whose move came to nothing.
@@ -369,9 +431,4 @@ func (in *inbox) signalLocked() {
 	case in.ready <- struct{}{}:
 	default:
 	}
-}
-
-func (in *inbox) roomLocked() {
-	close(in.room)
-	in.room = make(chan struct{})
 }

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -17,9 +16,14 @@ type testClient struct {
 	next    uint64 // the next message to make
 	acked   uint64
 	sent    uint64 // on this connection
+	wire    []wired
+	held    bool
 	outlet  *outlet
 	replies []reply
 }
+
+// A wired message is on its way: what the client knew when it wrote it.
+type wired struct{ seq, acked uint64 }
 
 // TestInboxOnceAndInOrder drives an inbox with clients that lose connections
 // and send again, and with moves from node to node at any point, and compares
@@ -32,29 +36,34 @@ func TestInboxOnceAndInOrder(t *testing.T) {
 		in := newInbox()
 		processed := make(map[senderID][]uint64)
 		clients := make([]*testClient, 3)
+		large := make([]byte, rng.IntN(2)*MaxPayload) // so that the inbox fills, or nothing
+		var handling *message
 		for i := range clients {
 			clients[i] = &testClient{id: senderID{byte(i)}, next: 1}
 		}
 		now := time.Now()
 		for range 400 {
 			c := clients[rng.IntN(len(clients))]
-			switch rng.IntN(8) {
+			switch rng.IntN(10) {
 			case 0: // connection lost
-				if c.outlet != nil {
+				if c.outlet != nil && rng.IntN(4) == 0 {
 					in.detach(c.outlet, false, now)
 					c.outlet = nil
 				}
-			case 1, 2: // another message
+			case 1, 2, 3: // another message
 				if c.next-c.acked <= senderWindow {
 					c.next++
 				}
-			case 3: // the worker handles one
-				if m := in.pop(); m != nil {
+			case 4: // the worker takes one, or has handled it
+				if m := handling; m != nil {
+					handling = nil
 					processed[m.sender.id] = append(processed[m.sender.id], m.seq)
 					in.done(m, reply{Payload: fmt.Appendf(nil, "%d", m.seq)})
+				} else {
+					handling = in.pop()
 				}
-			case 4: // the worker moves: what is not in the image is forgotten
-				if rng.IntN(10) == 0 {
+			case 5: // the worker moves: what is not in the image is forgotten
+				if handling == nil && rng.IntN(10) == 0 {
 					if rng.IntN(2) == 0 {
 						in.gate()
 					}
@@ -68,21 +77,55 @@ func TestInboxOnceAndInOrder(t *testing.T) {
 						c.outlet = nil
 					}
 				}
+			case 6: // what was written arrives
+				if c.outlet != nil {
+					c.deliver(t, in, large)
+				}
 			default: // send, from the first without a reply on a new connection
 				if c.outlet == nil {
 					o, _, err := in.attach(c.id, c.acked+1, now)
 					if err != nil {
 						t.Fatal(err)
 					}
-					c.outlet, c.sent = o, c.acked
+					c.outlet, c.sent, c.wire, c.held = o, c.acked, nil, false
 				}
-				if c.sent+1 < c.next {
+				if c.sent+1 < c.next && !c.held {
 					c.sent++
-					if err := in.push(t.Context(), c.outlet, c.sent, true, nil, c.acked); err != nil {
-						t.Fatalf("seed %d: %v", seed, err)
-					}
+					c.wire = append(c.wire, wired{c.sent, c.acked})
 				}
 				c.take()
+			}
+		}
+		// Everybody goes on, and it comes to an end.
+		in.release()
+		for open := true; open; {
+			open = false
+			for _, c := range clients {
+				if c.outlet == nil {
+					o, _, err := in.attach(c.id, c.acked+1, now)
+					if err != nil {
+						t.Fatal(err)
+					}
+					c.outlet, c.sent, c.wire, c.held = o, c.acked, nil, false
+				}
+				c.take()
+				for c.sent+1 < c.next && !c.held {
+					c.sent++
+					c.wire = append(c.wire, wired{c.sent, c.acked})
+				}
+				open = open || c.acked+1 < c.next
+				if open && len(c.wire) == 0 && len(in.queue) == 0 && handling == nil && len(c.outlet.out) == 0 && len(in.held) == 0 && c.held {
+					t.Fatalf("seed %d: a client waits for ever at %d of %d", seed, c.acked, c.next)
+				}
+				c.deliver(t, in, large)
+			}
+			m := handling
+			if handling = nil; m == nil {
+				m = in.pop()
+			}
+			if m != nil {
+				processed[m.sender.id] = append(processed[m.sender.id], m.seq)
+				in.done(m, reply{Payload: fmt.Appendf(nil, "%d", m.seq)})
 			}
 		}
 		for _, c := range clients {
@@ -100,6 +143,20 @@ func TestInboxOnceAndInOrder(t *testing.T) {
 	}
 }
 
+// deliver gives the inbox all that is on its way.
+func (c *testClient) deliver(t *testing.T, in *inbox, payload []byte) {
+	t.Helper()
+	for _, m := range c.wire {
+		if err := in.push(c.outlet, m.seq, true, payload, m.acked); err != nil {
+			t.Fatal(err)
+		}
+		if in.bytes > inboxBytes {
+			t.Fatalf("%d bytes wait", in.bytes)
+		}
+	}
+	c.wire = nil
+}
+
 // take reads the replies that have arrived, dropping those had before.
 func (c *testClient) take() {
 	for {
@@ -107,6 +164,14 @@ func (c *testClient) take() {
 		case f, open := <-c.outlet.out:
 			if !open {
 				return
+			}
+			if f.Hold != nil {
+				c.held = true
+				continue
+			}
+			if f.Go != 0 {
+				c.held, c.sent = false, min(c.sent, f.Go-1)
+				continue
 			}
 			if f.Reply.Seq == c.acked+1 {
 				c.acked++
@@ -125,7 +190,7 @@ func TestInboxGate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := in.push(t.Context(), o, 1, true, nil, 0); err != nil {
+	if err := in.push(o, 1, true, nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	in.done(in.pop(), reply{})
@@ -146,23 +211,36 @@ func TestInboxBackPressure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for seq := range uint64(senderWindow) {
-		if err := in.push(t.Context(), o, seq+1, false, nil, 0); err != nil {
+	push := func(seq uint64) {
+		t.Helper()
+		if err := in.push(o, seq, false, nil, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	pushed := make(chan error)
-	go func() { pushed <- in.push(t.Context(), o, senderWindow+1, false, nil, 1) }()
+	for seq := range uint64(senderWindow) {
+		push(seq + 1)
+	}
+	push(senderWindow + 1)
+	if f := <-o.out; f.Hold == nil {
+		t.Fatalf("a full inbox said %+v", f)
+	}
+	// What was written before that was heard is passed over.
+	push(senderWindow + 2)
+	push(senderWindow + 1)
+	if _, waiting := in.depth(); waiting != senderWindow || len(o.out) != 0 {
+		t.Fatalf("%d messages wait, and %d frames were said", waiting, len(o.out))
+	}
 	in.done(in.pop(), reply{})
-	if err := <-pushed; err != nil {
-		t.Fatalf("after room was made: %v", err)
+	if f := <-o.out; f.Reply == nil {
+		t.Fatalf("got %+v instead of a reply", f)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := in.push(ctx, o, senderWindow+2, false, nil, 1); !errors.Is(err, context.Canceled) {
-		t.Fatalf("a full inbox took a message: %v", err)
+	in.ack(o, 1)
+	if f := <-o.out; f.Go != senderWindow+1 {
+		t.Fatalf("after room was made the inbox said %+v", f)
 	}
-	if err := in.push(t.Context(), o, senderWindow+9, false, nil, 1); !errors.Is(err, errGap) {
+	push(senderWindow + 2)
+	push(senderWindow + 1)
+	if err := in.push(o, senderWindow+9, false, nil, 1); !errors.Is(err, errGap) {
 		t.Fatalf("a gap gave %v", err)
 	}
 }

@@ -202,12 +202,13 @@ const stoppedByUser = "stopped by the user"
 
 // workerEnded takes a worker that runs no more off the list of those that do.
 func (n *Node) workerEnded(w *worker, state, reason string) {
+	gated := w.isGated() // before n.mu: a move that begins holds the worker's lock and takes the node's
 	n.mu.Lock()
 	if n.workers[w.ID] == w {
 		delete(n.workers, w.ID)
 	}
 	// One that is not known to be this node's is nothing to show.
-	if state != control.StateStopped && !w.isGated() {
+	if state != control.StateStopped && !gated {
 		n.ended[w.ID] = w
 	}
 	n.mu.Unlock()
@@ -284,10 +285,15 @@ func (n *Node) endWorkers() {
 type recordMeta struct {
 	Spec  spec   `cbor:"1,keyasint"`
 	State string `cbor:"2,keyasint,omitempty"` // how it ended, failed or lost
+	// To is the name of the node that a move under way goes to: after a restart
+	// gossip has yet to bring it.
+	To string `cbor:"3,keyasint,omitempty"`
 }
 
-func (s spec) meta(state string) []byte {
-	b, err := encMode.Marshal(recordMeta{Spec: s, State: state})
+func (s spec) meta(state string) []byte { return recordMeta{Spec: s, State: state}.encode() }
+
+func (r recordMeta) encode() []byte {
+	b, err := encMode.Marshal(r)
 	if err != nil {
 		panic(err) // a struct of strings and numbers
 	}
@@ -327,7 +333,7 @@ func (n *Node) recover() error {
 			}
 			n.bury(meta.Spec, rec.Epoch, meta.State, rec.Reason)
 		case handover.TodoAsk:
-			if err := n.ask(rec, meta.Spec); err != nil {
+			if err := n.ask(rec, meta); err != nil {
 				return err
 			}
 		}

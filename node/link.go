@@ -37,6 +37,12 @@ const linkQueue = 16
 // A link is one side's end of a move's control stream. It dials when there is
 // something to say and no stream, and tells the machine when the path breaks
 // and when it is there again.
+//
+// Both ends may dial at the same moment. Were each to close the older of two
+// streams, each would close the other's, and both would dial again, perhaps for
+// ever. So a link has room for one stream of each side's making, reads both, and
+// writes to the one that came last. Only a newer stream of the same side takes
+// a stream's place: who dialled it has given the older one up.
 type link struct {
 	n    *Node
 	move handover.MoveID
@@ -46,7 +52,9 @@ type link struct {
 	out chan handoverFrame
 
 	mu      sync.Mutex
-	stream  *mesh.Stream
+	stream  *mesh.Stream // written to; one of the two
+	own     *mesh.Stream // that this side dialled
+	theirs  *mesh.Stream // that the peer did
 	dialing bool
 	closed  bool
 }
@@ -143,7 +151,7 @@ func (l *link) dial(ctx context.Context) (*mesh.Stream, error) {
 		s.Close()
 		return nil, err
 	}
-	l.attach(s, 0)
+	l.attach(s, true, 0)
 	l.n.tasks.Go(func() { l.n.readHandover(s.Context(), s, l.move) })
 	return s, nil
 }
@@ -179,50 +187,71 @@ func (l *link) redial(ctx context.Context) {
 	})
 }
 
-// attach takes a stream as the one to use and tells the machine. incarnation
-// is the peer's, 0 if not known.
-func (l *link) attach(s *mesh.Stream, incarnation uint64) {
+// attach takes a stream as the one to write to, own if this side dialled it,
+// and tells the machine. incarnation is the peer's, 0 if not known.
+func (l *link) attach(s *mesh.Stream, own bool, incarnation uint64) {
 	l.mu.Lock()
-	old := l.stream
+	place := &l.theirs
+	if own {
+		place = &l.own
+	}
+	old := *place
 	closed := l.closed
 	if !closed {
-		l.stream = s
+		l.stream, *place = s, s
 	}
 	l.mu.Unlock()
 	if closed {
 		s.Close()
 		return
 	}
-	if old != nil {
+	if old != nil && old != s {
 		old.Close()
 	}
 	l.feed(handover.PathUp{Incarnation: incarnation})
 }
 
-// broken forgets a stream that failed, if it is still the one in use.
+// broken forgets a stream that failed. If there is another, the machine is told
+// of a new path, so that it repeats what may have been lost.
 func (l *link) broken(s *mesh.Stream, err error) {
 	l.mu.Lock()
-	mine := l.stream == s
-	if mine {
-		l.stream = nil
+	used := l.stream == s
+	if l.own == s {
+		l.own = nil
 	}
-	closed := l.closed
+	if l.theirs == s {
+		l.theirs = nil
+	}
+	if used {
+		l.stream = l.own
+		if l.stream == nil {
+			l.stream = l.theirs
+		}
+	}
+	other, closed := l.stream, l.closed
 	l.mu.Unlock()
 	s.Close()
-	if mine && !closed {
-		l.n.log.Debug("hand-over stream broke", "move", l.move, "peer", l.peer, "error", err)
-		l.feed(handover.PathDown{})
-		l.redial(l.n.ctx)
+	if !used || closed {
+		return
 	}
+	l.n.log.Debug("hand-over stream broke", "move", l.move, "peer", l.peer, "error", err)
+	if other != nil {
+		l.feed(handover.PathUp{})
+		return
+	}
+	l.feed(handover.PathDown{})
+	l.redial(l.n.ctx)
 }
 
 func (l *link) close() {
 	l.mu.Lock()
-	s := l.stream
-	l.stream, l.closed = nil, true
+	streams := []*mesh.Stream{l.own, l.theirs}
+	l.stream, l.own, l.theirs, l.closed = nil, nil, nil, true
 	l.mu.Unlock()
-	if s != nil {
-		s.Close()
+	for _, s := range streams {
+		if s != nil {
+			s.Close()
+		}
 	}
 }
 
@@ -235,13 +264,13 @@ type machine interface {
 // serveHandover reads a stream that a peer opened.
 func (n *Node) serveHandover(ctx context.Context, s *mesh.Stream) {
 	var f handoverFrame
-	if err := mesh.ReadMessage(s, maxHandoverFrame, &f); err != nil || f.Hello == nil {
+	if err := readFirst(s, maxHandoverFrame, &f); err != nil || f.Hello == nil {
 		n.log.Debug("hand-over stream without a hello", "peer", s.Peer(), "error", err)
 		return
 	}
 	for _, m := range n.machines(f.Hello.Move) {
 		if m.link().peer == s.Peer() {
-			m.link().attach(s, f.Hello.Incarnation)
+			m.link().attach(s, false, f.Hello.Incarnation)
 		}
 	}
 	n.readHandover(ctx, s, f.Hello.Move)

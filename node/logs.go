@@ -2,23 +2,28 @@ package node
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
 	"meshnode/node/control"
 )
 
-// logLines is how many lines of a worker's log its node keeps. The log stays
-// where it was written: it does not travel with the worker.
-const logLines = 2000
+// logLines and logBytes are how much of a worker's log its node keeps. The log
+// stays where it was written: it does not travel with the worker.
+const (
+	logLines = 2000
+	logBytes = 1 << 20
+)
 
 // A logRing keeps the last lines that a worker, or its node about it, has
 // logged. Safe for concurrent use.
 type logRing struct {
 	mu    sync.Mutex
-	lines []control.LogLine // a ring once it is full
-	first uint64            // the number of the oldest line kept
-	more  chan struct{}     // closed and replaced at every line; closed for good at the end
+	lines []control.LogLine
+	bytes int           // of text in lines
+	first uint64        // the number of the oldest line kept
+	more  chan struct{} // closed and replaced at every line; closed for good at the end
 	ended bool
 }
 
@@ -30,10 +35,12 @@ func (r *logRing) add(l control.LogLine) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.lines) < logLines {
-		r.lines = append(r.lines, l)
-	} else {
-		r.lines[r.first%logLines] = l
+	r.lines = append(r.lines, l)
+	r.bytes += len(l.Text)
+	for len(r.lines) > logLines || r.bytes > logBytes && len(r.lines) > 1 {
+		r.bytes -= len(r.lines[0].Text)
+		r.lines[0] = control.LogLine{} // append copies only what is left
+		r.lines = r.lines[1:]
 		r.first++
 	}
 	if !r.ended {
@@ -59,10 +66,8 @@ func (r *logRing) each(ctx context.Context, follow bool, f func(control.LogLine)
 	for {
 		r.mu.Lock()
 		next = max(next, r.first)
-		var batch []control.LogLine
-		for ; next < r.first+uint64(len(r.lines)); next++ {
-			batch = append(batch, r.lines[next%logLines])
-		}
+		batch := slices.Clone(r.lines[next-r.first:])
+		next += uint64(len(batch))
 		more, ended := r.more, r.ended
 		r.mu.Unlock()
 		for _, l := range batch {

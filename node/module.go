@@ -8,6 +8,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/zeebo/blake3"
 
@@ -41,7 +44,7 @@ func (m modules) path(h pager.Hash) string {
 // nil, it stores nothing but the module of that name.
 func (m modules) put(r io.Reader, want *pager.Hash) (pager.Hash, int64, error) {
 	var h pager.Hash
-	f, err := os.CreateTemp(m.dir, "incoming-*")
+	f, err := os.CreateTemp(m.dir, incoming+"*")
 	if err != nil {
 		return h, 0, err
 	}
@@ -87,8 +90,63 @@ func (m modules) have(h pager.Hash) (int64, bool) {
 		os.Remove(m.path(h))
 		return 0, false
 	}
+	now := time.Now()
+	_ = os.Chtimes(m.path(h), now, now) // for collect; a module that looks older than it is may be fetched again
 	return size, true
 }
+
+// Of modules that no worker here needs, those last used stay, for a return: so
+// many bytes of them. Nothing goes that was used in the last moduleGrace, since
+// a worker may be about to need it.
+const (
+	moduleBytes = 256 << 20
+	moduleGrace = time.Hour
+)
+
+// collect removes modules that are not in use, but those last used, up to keep
+// bytes, and what was left of files that never arrived. It returns how many
+// bytes went.
+func (m modules) collect(used func(pager.Hash) bool, keep int64, before time.Time) (freed int64, err error) {
+	entries, err := os.ReadDir(m.dir)
+	if err != nil {
+		return 0, err
+	}
+	var idle []os.FileInfo
+	var errs []error
+	remove := func(f os.FileInfo) {
+		if err := os.Remove(filepath.Join(m.dir, f.Name())); err != nil {
+			errs = append(errs, err)
+			return
+		}
+		freed += f.Size()
+	}
+	for _, e := range entries {
+		f, err := e.Info()
+		if err != nil || !f.Mode().IsRegular() || !f.ModTime().Before(before) {
+			continue
+		}
+		if strings.HasPrefix(f.Name(), incoming) {
+			remove(f)
+			continue
+		}
+		name, ok := strings.CutSuffix(f.Name(), ".wasm")
+		b, err := hex.DecodeString(name)
+		if !ok || err != nil || len(b) != len(pager.Hash{}) || used(pager.Hash(b)) {
+			continue
+		}
+		idle = append(idle, f)
+	}
+	slices.SortFunc(idle, func(a, b os.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+	for _, f := range idle {
+		if keep -= f.Size(); keep < 0 {
+			remove(f)
+		}
+	}
+	return freed, errors.Join(errs...)
+}
+
+// incoming begins the names of files that are being written.
+const incoming = "incoming-"
 
 // fetchModule makes sure that a module is here, asking a peer for it if need
 // be.
@@ -123,7 +181,7 @@ func (n *Node) fetchModule(ctx context.Context, from mesh.NodeID, h pager.Hash, 
 // serveModule answers fetchModule.
 func (n *Node) serveModule(_ context.Context, s io.ReadWriter) {
 	var want moduleWant
-	if err := mesh.ReadMessage(s, 64, &want); err != nil {
+	if err := readFirst(s, 64, &want); err != nil {
 		return
 	}
 	f, err := os.Open(n.modules.path(want.Hash))

@@ -101,7 +101,7 @@ func (n *Node) arrive(s *mesh.Stream, msg handover.Message, offer handover.Offer
 		return err
 	}
 	m = &moveIn{
-		n: n, id: msg.Move, from: s.Peer(), offer: offer, machine: machine, box: newMailbox(),
+		n: n, id: msg.Move, from: s.Peer(), offer: offer, machine: machine, box: newMailbox(n.log),
 		done: make(chan struct{}), settled: make(chan struct{}), changed: make(chan struct{}), logs: newLogRing(),
 	}
 	m.ctx, m.cancel = context.WithCancel(n.ctx)
@@ -115,7 +115,7 @@ func (n *Node) arrive(s *mesh.Stream, msg handover.Message, offer handover.Offer
 	}
 	n.incoming[m.id] = m
 	n.mu.Unlock()
-	m.lnk.attach(s, msg.Incarnation)
+	m.lnk.attach(s, false, msg.Incarnation)
 	m.feed(handover.Received{Message: msg})
 	linkCtx, endLink := context.WithCancel(n.ctx)
 	n.tasks.Go(func() { m.lnk.run(linkCtx) })

@@ -13,33 +13,6 @@ import (
 	"meshnode/pager"
 )
 
-// A mailbox queues events for a machine. Putting never blocks.
-type mailbox struct {
-	mu     sync.Mutex
-	events []handover.Event
-	signal chan struct{} // one token: there is something
-}
-
-func newMailbox() *mailbox { return &mailbox{signal: make(chan struct{}, 1)} }
-
-func (b *mailbox) put(ev handover.Event) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.events = append(b.events, ev)
-	select {
-	case b.signal <- struct{}{}:
-	default:
-	}
-}
-
-func (b *mailbox) take() []handover.Event {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	evs := b.events
-	b.events = nil
-	return evs
-}
-
 // A protocol is the machine of either side.
 type protocol interface {
 	Handle(handover.Event, time.Time) []handover.Action
@@ -196,13 +169,14 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 		rec = *w.journalled
 	}
 	w.mu.Unlock()
+	rec.Meta = recordMeta{Spec: w.spec, To: to.Record.Name}.encode()
 	params := n.cfg.Move
 	if limit > 0 {
 		params.OfferTimeout = limit
 	}
 	m := &moveOut{
 		n: n, w: w, spec: w.spec, id: handover.NewMoveID(), to: to.ID, toName: to.Record.Name,
-		box: newMailbox(), done: make(chan struct{}), kind: strategy, strategy: strategy.String(), started: time.Now(),
+		box: newMailbox(n.log), done: make(chan struct{}), kind: strategy, strategy: strategy.String(), started: time.Now(),
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -256,14 +230,19 @@ func (n *Node) startOut(m *moveOut) {
 }
 
 // ask finds out, after a restart, what became of a worker that was on its way.
-func (n *Node) ask(rec handover.Record, s spec) error {
+func (n *Node) ask(rec handover.Record, meta recordMeta) error {
 	machine, err := handover.RestartSource(rec, n.incarnation, n.cfg.Move)
 	if err != nil {
 		return err
 	}
+	to, s := mesh.NodeID(rec.Peer), meta.Spec
+	name := meta.To
+	if name == "" {
+		name = n.nameOf(to)
+	}
 	m := &moveOut{
-		n: n, spec: s, id: rec.Move, to: mesh.NodeID(rec.Peer), toName: n.nameOf(mesh.NodeID(rec.Peer)),
-		machine: machine, box: newMailbox(), done: make(chan struct{}), started: time.Now(), epoch: rec.Epoch,
+		n: n, spec: s, id: rec.Move, to: to, toName: name,
+		machine: machine, box: newMailbox(n.log), done: make(chan struct{}), started: time.Now(), epoch: rec.Epoch,
 	}
 	w := n.bury(s, rec.Epoch, control.StateInDoubt,
 		fmt.Sprintf("this node restarted while the worker was on its way to node %s; asking there", m.toName))

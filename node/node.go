@@ -203,9 +203,6 @@ func New(cfg Config) (n *Node, err error) {
 	if n.journal, err = handover.OpenJournal(filepath.Join(cfg.StateDir, "journal.db")); err != nil {
 		return nil, err
 	}
-	if _, err := n.journal.Expire(time.Now().Add(-journalAge), journalRecords); err != nil {
-		return nil, err
-	}
 	n.metrics = newMetrics(n)
 	n.server = control.NewServer(control.ServerConfig{Backend: backend{n}, Log: cfg.Log, Version: cfg.Version})
 	if n.controlListener, err = control.Listen(cfg.Socket); err != nil {
@@ -318,6 +315,7 @@ func (n *Node) Run(ctx context.Context) error {
 		serve(func() error { return serveHTTP(ctx, n.metricsListener, n.metrics.handler()) })
 	}
 	g.Go(func() error { n.keepRecord(ctx); return nil })
+	g.Go(func() error { n.keepHouse(ctx); return nil })
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)

@@ -2,21 +2,35 @@ package node
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	crand "crypto/rand"
 
+	"meshnode/node/control"
 	"meshnode/node/runner"
 )
 
 // Limits of what a worker has sent and what has not arrived. At the limit the
 // worker gets no further events, so that the wait reaches its own senders.
+//
+// That alone would let workers that flood each other, or one that floods
+// itself, wait for each other for ever. So a worker whose outbox has been full
+// for outboxPatience without one arrival gets its events again, and whatever
+// they want to send is refused (guest.ErrTooMany), until the outbox has room:
+// handling them is what makes room in those that wait for it. A refusal the
+// handler can see was chosen over its alternatives: to drop messages behind its
+// back, to keep them without a limit, or to acknowledge what is queued but not
+// processed, which would then have to travel with the worker.
 const (
 	outboxMessages = 256
 	outboxBytes    = 8 << 20
 	outboxTargets  = 256
+	outboxPatience = time.Second
 )
 
 // An outbox holds the messages that a worker has sent to other workers. Each
@@ -32,16 +46,44 @@ type outbox struct {
 	running bool
 	ended   bool
 	room    chan struct{} // one token: something has arrived
+	// arrived is set with every token and taken by full. It is not under mu: a
+	// Sender signals with its own lock held, which full takes under mu.
+	arrived atomic.Bool
+	// since is when an outbox that is full was last seen to change, zero if it
+	// has room, and refusing that this was longer ago than its patience.
+	since    time.Time
+	refusing bool
 }
 
 func newOutbox(n *Node, log func(string, ...any)) *outbox {
 	return &outbox{node: n, log: log, targets: make(map[string]*Sender), room: make(chan struct{}, 1)}
 }
 
-// full reports whether the worker must wait before its next event.
-func (o *outbox) full() bool {
+// full reports whether there is no room for what another event may send. If so,
+// the worker is to wait until then, or until a token is in room, and after that
+// to handle events whose sends are refused.
+func (o *outbox) full(now time.Time) (full bool, until time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if !o.fullLocked() {
+		if o.refusing {
+			o.log("earlier messages have arrived: messages are taken again")
+		}
+		o.since, o.refusing = time.Time{}, false
+		return false, time.Time{}
+	}
+	if o.arrived.Swap(false) && !o.refusing || o.since.IsZero() {
+		o.since = now
+	}
+	until = o.since.Add(outboxPatience)
+	if !o.refusing && !now.Before(until) {
+		o.refusing = true
+		o.log("no message has arrived for %v and there is no room for more: what the worker sends is refused until some have (too many)", outboxPatience)
+	}
+	return true, until
+}
+
+func (o *outbox) fullLocked() bool {
 	messages, bytes, busy := 0, 0, 0
 	for _, s := range o.targets {
 		m, b := s.backlog()
@@ -109,6 +151,7 @@ func (o *outbox) drop(s *Sender, err error) {
 }
 
 func (o *outbox) signal() {
+	o.arrived.Store(true)
 	select {
 	case o.room <- struct{}{}:
 	default:
@@ -155,6 +198,31 @@ func (o *outbox) end() {
 	o.ended = true
 	o.mu.Unlock()
 	o.stop()
+}
+
+// abandon says in the log what an outbox that has ended, with its worker, leaves
+// undelivered. What is on its way may or may not be processed.
+func (o *outbox) abandon(state string) {
+	o.mu.Lock()
+	targets := slices.SortedFunc(maps.Values(o.targets), func(a, b *Sender) int { return strings.Compare(a.name, b.name) })
+	o.mu.Unlock()
+	for _, s := range targets {
+		if n, bytes := s.backlog(); n > 0 {
+			o.log("%d messages (%d bytes) to %s had not been processed when the worker %s: they are dropped", n, bytes, s.name, ending(state))
+			o.node.log.Warn("messages of a worker that ended dropped", "to", s.name, "messages", n, "bytes", bytes)
+		}
+	}
+}
+
+// ending says in a sentence that a worker has come to a state.
+func ending(state string) string {
+	if state == control.StateStopped {
+		return "was stopped"
+	}
+	if state == control.StateLost {
+		return "was lost"
+	}
+	return state
 }
 
 // An outState is one target of an outbox in a worker's image.

@@ -104,7 +104,14 @@ func zeroTable(l pager.Layout) *pager.Table {
 
 // servePages answers a destination that fetches pages, on either stream.
 func (n *Node) servePages(ctx context.Context, s *mesh.Stream) {
-	hello, err := pager.ReadHello(s)
+	err := soon(s, true)
+	var hello pager.Hello
+	if err == nil {
+		hello, err = pager.ReadHello(s)
+	}
+	if err == nil {
+		err = soon(s, false)
+	}
 	if err != nil {
 		n.log.Debug("page stream without a hello", "peer", s.Peer(), "error", err)
 		return

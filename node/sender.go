@@ -39,6 +39,8 @@ type Sender struct {
 	acked   uint64           // all replies up to here have arrived
 	replies []reply          // arrived, and not yet taken by Recv
 	err     error            // no more replies will come
+	held    bool             // the home has no room on this connection
+	rewind  uint64           // the home has room again, from this number on; 0 if it did not say
 	changed chan struct{}    // closed and replaced at every change of the above
 
 	cancel context.CancelCauseFunc
@@ -310,6 +312,9 @@ func (s *Sender) converse(ctx context.Context, home mesh.NodeID) (moved deliverM
 	if err := mesh.WriteMessage(st, deliverFrame{Hello: hello}); err != nil {
 		return moved, false, err
 	}
+	s.mu.Lock()
+	s.held, s.rewind = false, 0
+	s.mu.Unlock()
 	written := make(chan error, 1)
 	go func() {
 		err := s.write(ctx, st, sent)
@@ -333,15 +338,21 @@ func (s *Sender) write(ctx context.Context, st io.Writer, sent uint64) error {
 	for {
 		s.mu.Lock()
 		changed := s.changed
+		if s.rewind > 0 {
+			sent, s.rewind = min(sent, s.rewind-1), 0
+		}
 		i, _ := slices.BinarySearchFunc(s.pending, sent+1, bySeq)
 		// The window is the home's too: it reads no further than that, and it
 		// learns what has arrived only from the messages.
 		acked := s.acked
 		j, _ := slices.BinarySearchFunc(s.pending, acked+senderWindow+1, bySeq)
+		if s.held {
+			j = i
+		}
 		batch := slices.Clone(s.pending[i:max(i, j)])
 		s.mu.Unlock()
 		for i := range batch {
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || s.isHeld() {
 				break
 			}
 			batch[i].Acked = acked
@@ -372,6 +383,27 @@ func (s *Sender) write(ctx context.Context, st io.Writer, sent uint64) error {
 	}
 }
 
+// isHeld reports whether the home would pass over what is written now.
+func (s *Sender) isHeld() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held || s.rewind > 0
+}
+
+// hold and goOn are the home's word on whether it has room.
+func (s *Sender) hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = true
+}
+
+func (s *Sender) goOn(from uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held, s.rewind = false, from
+	s.changedLocked()
+}
+
 func (s *Sender) read(st io.Reader) (moved deliverMoved, welcome bool, err error) {
 	for {
 		var f deliverFrame
@@ -383,6 +415,10 @@ func (s *Sender) read(st io.Reader) (moved deliverMoved, welcome bool, err error
 			welcome = true
 		case f.Reply != nil:
 			s.arrived(*f.Reply)
+		case f.Hold != nil:
+			s.hold()
+		case f.Go != 0:
+			s.goOn(f.Go)
 		case f.Moved != nil:
 			return *f.Moved, welcome, nil
 		case f.Ended != nil:

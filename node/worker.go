@@ -42,6 +42,8 @@ type worker struct {
 	timers timers
 	frozen bool // for a hand-over
 	paused bool // by the user
+	// noSends has the sends of the next event refused: see outboxPatience.
+	noSends bool
 
 	requests chan func()
 	ctx      context.Context // of the loop
@@ -138,12 +140,20 @@ func (w *worker) loop(ctx context.Context) {
 	defer alarm.Stop()
 	for {
 		var ready <-chan struct{}
-		var due <-chan time.Time
-		if !w.frozen && !w.paused && !w.outbox.full() {
-			ready = w.inbox.ready
-			if _, at, ok := w.timers.next(); ok {
-				alarm.Reset(time.Until(at))
-				due = alarm.C
+		var due, patience <-chan time.Time
+		if !w.frozen && !w.paused {
+			now := time.Now()
+			full, until := w.outbox.full(now)
+			w.noSends = full
+			if full && now.Before(until) {
+				alarm.Reset(until.Sub(now))
+				patience = alarm.C
+			} else {
+				ready = w.inbox.ready
+				if _, at, ok := w.timers.next(); ok {
+					alarm.Reset(at.Sub(now))
+					due = alarm.C
+				}
 			}
 		}
 		var err error
@@ -156,6 +166,7 @@ func (w *worker) loop(ctx context.Context) {
 			}
 		case <-due:
 			err = w.timer(ctx)
+		case <-patience:
 		case <-w.outbox.room:
 		case <-w.runner.Done():
 			err = w.runner.Err()
@@ -210,6 +221,7 @@ func (w *worker) handle(ctx context.Context, ev runner.Event) (runner.Effects, e
 	})
 	defer overdue.Stop()
 
+	ev.NoSends = w.noSends
 	started := time.Now()
 	eff, err := w.runner.Call(ctx, ev)
 	if err != nil {
@@ -287,6 +299,8 @@ func (w *worker) finish(state, reason string) {
 		if w.isGated() {
 			// It may yet run on where it came from: its senders ask again.
 			f = deliverFrame{Refused: &deliverRefused{Gone: true}}
+		} else {
+			w.outbox.abandon(state)
 		}
 		w.inbox.close(f)
 		w.logs.end()

@@ -137,9 +137,10 @@ func (ev Event) Fail(code int32) {
 
 // Send queues a one-way message to the worker of that name, which leaves
 // when the handler returns. The bytes are copied at once, so p may be reused.
-// It returns ErrTooLarge above MaxPayload, ErrTooMany after MaxSends messages
-// and ErrBadArgument for what is not a worker's name; whether the worker
-// exists is found out later, and not by the sender.
+// It returns ErrTooLarge above MaxPayload, ErrTooMany after MaxSends messages,
+// or while too many of earlier events wait to be handled, and ErrBadArgument for
+// what is not a worker's name; whether the worker exists is found out later, and
+// not by the sender.
 func Send(name string, p []byte) error {
 	return result(hostSend(name, unsafe.SliceData(p), uint32(len(p))))
 }

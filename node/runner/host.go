@@ -171,7 +171,7 @@ func (h *host) send(mem api.Memory, stack []uint64) {
 		if n > MaxPayload {
 			return resTooLarge
 		}
-		if len(h.out.Sends) == MaxSends || h.sent+int(n) > MaxSendBytes {
+		if h.in.NoSends || len(h.out.Sends) == MaxSends || h.sent+int(n) > MaxSendBytes {
 			return resTooMany
 		}
 		name, ok := mem.Read(np, nn)

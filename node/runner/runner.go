@@ -128,6 +128,9 @@ type Event struct {
 	ID uint64 `cbor:"2,keyasint"`
 	// Payload is at most MaxPayload bytes.
 	Payload []byte `cbor:"3,keyasint,omitempty"`
+	// NoSends has the handler's sends refused, as too many: what the worker
+	// sent before does not arrive.
+	NoSends bool `cbor:"4,keyasint,omitempty"`
 }
 
 // Effects are what an event asks of the world, handed over when its handler
