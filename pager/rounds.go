@@ -64,7 +64,8 @@ type RoundsConfig struct {
 // write protection, so a write that the copy missed is found by a later scan,
 // the last of which Freeze makes when the worker stands still. A page counts
 // as held by the far side once the frame that carried its last version was
-// acknowledged. Everything else is sent after the freeze.
+// acknowledged, or the one that named it was answered so. Everything else is
+// sent after the freeze.
 //
 // All methods are safe for concurrent use.
 type Rounds struct {
@@ -107,9 +108,10 @@ type Rounds struct {
 
 // What the Rounds know of a page.
 const (
-	roundHole = iota // never written: nothing to send
-	roundTodo        // to be sent
-	roundSent        // in frame sentAt, and not written since
+	roundHole  = iota // never written: nothing to send
+	roundTodo         // to be sent
+	roundSent         // in frame sentAt, and not written since
+	roundNamed        // its name is in frame sentAt, and has no answer yet
 )
 
 type roundsStats struct {
@@ -483,9 +485,11 @@ type roundStream struct {
 	sizes    []int // of the frames not acknowledged
 }
 
+// A roundOffer is a frame of names, of which left pages have no answer.
 type roundOffer struct {
-	run Run
-	seq uint32
+	run  Run
+	seq  uint32
+	left int
 }
 
 // errDone means that the far side wants nothing more.
@@ -495,7 +499,7 @@ func (st *roundStream) serve(ctx context.Context, takeOver func(*Source, <-chan 
 	st.mu.Lock()
 	// What went out on another stream and was not acknowledged may be lost.
 	for p := range st.pages {
-		if st.state[p] == roundSent && st.sentAt[p] > st.acked {
+		if st.state[p] == roundNamed || st.state[p] == roundSent && st.sentAt[p] > st.acked {
 			st.state[p] = roundTodo
 			st.todo++
 		}
@@ -601,24 +605,35 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// answered notes which pages of an offer the far side does not have. Those it
-// has are in place with the frame's acknowledgement.
+// answered notes which pages of an offer, or of a part of it, the far side does
+// not have. Those it has are in place. It may answer late, and in any order: it
+// looks elsewhere meanwhile.
 func (st *roundStream) answered(run Run, lacks []byte) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if len(st.offers) == 0 || st.offers[0].run != run {
-		return badFrame("lacks for pages %d+%d that were not offered next", run.First, run.Count)
+	o := slices.IndexFunc(st.offers, func(o roundOffer) bool {
+		return o.run.First <= run.First && run.end() <= o.run.end() && int(run.Count) <= o.left
+	})
+	if o < 0 {
+		return badFrame("lacks for pages %d+%d that were not offered", run.First, run.Count)
 	}
-	seq := st.offers[0].seq
-	st.offers = st.offers[1:]
+	seq := st.offers[o].seq
+	if st.offers[o].left -= int(run.Count); st.offers[o].left == 0 {
+		st.offers = slices.Delete(st.offers, o, o+1)
+	}
 	for i := range PageNum(run.Count) {
 		p := run.First + i
+		has := lacks[i/8]>>(i%8)&1 == 0
 		st.asked++
-		switch {
-		case lacks[i/8]>>(i%8)&1 == 0:
+		if has {
 			st.hits++
 			st.stats.held.Add(1)
-		case st.state[p] == roundSent && st.sentAt[p] == seq:
+		}
+		switch {
+		case st.state[p] != roundNamed || st.sentAt[p] != seq: // written since
+		case has:
+			st.state[p], st.sentAt[p] = roundSent, 0 // no frame brings it
+		default:
 			st.state[p] = roundTodo
 			st.todo++
 			st.list = appendRun(st.list, Run{p, 1}) // in this round still
@@ -757,12 +772,12 @@ func (st *roundStream) pick() (r Run, seq uint32, what int) {
 	for q := r.First; q < r.end(); q++ {
 		st.state[q], st.sentAt[q] = roundSent, st.seq
 		if what == planNames {
-			st.offered[q] = true
+			st.state[q], st.offered[q] = roundNamed, true
 		}
 	}
 	st.todo -= int(r.Count)
 	if what == planNames {
-		st.offers = append(st.offers, roundOffer{r, st.seq})
+		st.offers = append(st.offers, roundOffer{r, st.seq, int(r.Count)})
 	}
 	return r, st.seq, what
 }
@@ -794,7 +809,7 @@ func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) 
 			break // the names are the Source's now
 		}
 		// Unless it was written since, that is still its name at the freeze.
-		if p := r.First + PageNum(i); st.state[p] == roundSent && st.sentAt[p] == seq {
+		if p := r.First + PageNum(i); (st.state[p] == roundSent || st.state[p] == roundNamed) && st.sentAt[p] == seq {
 			st.names[p] = h
 			if h == ZeroHash {
 				st.known[p].Store(nameZero)
