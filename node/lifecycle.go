@@ -280,14 +280,20 @@ func (n *Node) endWorkers() {
 	}
 }
 
-// A recordMeta is what the journal keeps of a worker for the node itself.
+// A recordMeta is what the journal keeps of a worker for the node itself, and
+// what an offer says besides the hand-over's own.
 type recordMeta struct {
 	Spec  spec   `cbor:"1,keyasint"`
 	State string `cbor:"2,keyasint,omitempty"` // how it ended, failed or lost
+	// Holders may have pages of the worker, and its module: the nodes where it
+	// was, the last one first. Only in an offer.
+	Holders []mesh.NodeID `cbor:"3,keyasint,omitempty"`
 }
 
-func (s spec) meta(state string) []byte {
-	b, err := encMode.Marshal(recordMeta{Spec: s, State: state})
+func (s spec) meta(state string) []byte { return recordMeta{Spec: s, State: state}.encode() }
+
+func (m recordMeta) encode() []byte {
+	b, err := encMode.Marshal(m)
 	if err != nil {
 		panic(err) // a struct of strings and numbers
 	}

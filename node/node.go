@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -98,6 +99,7 @@ type Node struct {
 	store   *pager.Store
 	bases   *pager.Bases  // page tables of workers that have left
 	budget  *pager.Budget // of what all moves push
+	named   atomic.Int32  // streams of pages by name that are served
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 
@@ -282,7 +284,8 @@ func (n *Node) Run(ctx context.Context) error {
 	n.ctx = ctx
 
 	n.mesh.Handle(protoDeliver, func(ctx context.Context, s *mesh.Stream) { n.serveDeliver(ctx, s) })
-	n.mesh.Handle(protoModule, func(ctx context.Context, s *mesh.Stream) { n.serveModule(ctx, s) })
+	n.mesh.Handle(protoModule, n.serveModule)
+	n.mesh.Handle(protoNamed, n.serveNamed)
 	n.mesh.Handle(protoHandover, n.serveHandover)
 	n.mesh.Handle(protoDemand, n.servePages)
 	n.mesh.Handle(protoBulk, n.servePages)
