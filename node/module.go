@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -102,23 +103,32 @@ func (m modules) have(h pager.Hash) (int64, bool) {
 
 // serveModule answers what a moduleGather asks, until the stream ends.
 func (n *Node) serveModule(_ context.Context, s *mesh.Stream) {
+	if err := n.modules.serve(s); err != nil {
+		n.log.Debug("module not sent", "peer", s.Peer(), "error", err)
+	}
+}
+
+// serve answers what is asked on a stream until it ends, which is no error.
+func (m modules) serve(s stream) error {
 	for {
 		if err := s.SetDeadline(time.Now().Add(moduleIdle)); err != nil {
-			return
+			return err
 		}
 		var want moduleWant
-		if err := mesh.ReadMessage(s, maxModuleMessage, &want); err != nil {
-			return
+		switch err := mesh.ReadMessage(s, maxModuleMessage, &want); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
 		}
-		if err := n.sendModule(s, want); err != nil {
-			n.log.Debug("module not sent", "module", want.Hash, "peer", s.Peer(), "error", err)
-			return
+		if err := m.send(s, want); err != nil {
+			return fmt.Errorf("module %v: %w", want.Hash, err)
 		}
 	}
 }
 
-func (n *Node) sendModule(w io.Writer, want moduleWant) error {
-	f, err := os.Open(n.modules.path(want.Hash))
+func (m modules) send(w io.Writer, want moduleWant) error {
+	f, err := os.Open(m.path(want.Hash))
 	if err != nil {
 		return mesh.WriteMessage(w, moduleHave{Size: -1})
 	}

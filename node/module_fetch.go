@@ -89,10 +89,7 @@ func (n *Node) gatherModule(ctx context.Context, nodes []mesh.NodeID, h pager.Ha
 	defer f.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	g := &moduleGather{
-		hash: h, size: size, file: f, parts: make([]modulePartState, (size+modulePart-1)/modulePart), wake: make(chan struct{}),
-	}
-	g.left = len(g.parts)
+	g := newModuleGather(h, size, f)
 	errs := make([]error, len(nodes))
 	var asking sync.WaitGroup
 	for i, id := range nodes {
@@ -133,6 +130,13 @@ type moduleGather struct {
 type modulePartState struct {
 	done bool
 	by   int // who are being asked for it
+}
+
+func newModuleGather(h pager.Hash, size int64, f *os.File) *moduleGather {
+	parts := (size + modulePart - 1) / modulePart
+	return &moduleGather{
+		hash: h, size: size, file: f, parts: make([]modulePartState, parts), left: int(parts), wake: make(chan struct{}),
+	}
 }
 
 func (g *moduleGather) complete() bool {
@@ -183,6 +187,12 @@ func (g *moduleGather) askOnce(ctx context.Context, dial func(context.Context) (
 	defer func() { g.giveBack(asked) }()
 	buf := make([]byte, modulePart)
 	for {
+		if err := s.SetDeadline(time.Now().Add(modulePatience)); err != nil {
+			return brought, err
+		}
+		if ctx.Err() != nil { // its deadline must not be moved
+			return brought, context.Cause(ctx)
+		}
 		for len(asked) < moduleAhead {
 			part, wake := g.claim(asked)
 			if part < 0 && len(asked) > 0 {
@@ -194,10 +204,10 @@ func (g *moduleGather) askOnce(ctx context.Context, dial func(context.Context) (
 				}
 				select {
 				case <-wake:
-					continue
 				case <-ctx.Done():
 					return brought, context.Cause(ctx)
 				}
+				break // the deadline has to be set anew
 			}
 			asked = append(asked, part)
 			at, length := g.span(part)
@@ -205,11 +215,8 @@ func (g *moduleGather) askOnce(ctx context.Context, dial func(context.Context) (
 				return brought, err
 			}
 		}
-		if err := s.SetDeadline(time.Now().Add(modulePatience)); err != nil {
-			return brought, err
-		}
-		if ctx.Err() != nil { // its deadline must not be moved
-			return brought, context.Cause(ctx)
+		if len(asked) == 0 {
+			continue
 		}
 		var have moduleHave
 		if err := mesh.ReadMessage(s, maxModuleMessage, &have); err != nil {

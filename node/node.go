@@ -54,6 +54,7 @@ type Config struct {
 
 	MetricsAddr string // host:port of /metrics; empty means none
 	Interpreter bool   // run Wasm without compiling it
+	NoPaging    bool   // bring all memory before a worker runs, as where there is no userfaultfd
 
 	EventTimeout time.Duration   // the longest an event may take [10 s]
 	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
@@ -164,6 +165,9 @@ func New(cfg Config) (n *Node, err error) {
 		outgoing:    make(map[handover.MoveID]*moveOut),
 		incoming:    make(map[handover.MoveID]*moveIn),
 		kept:        make(map[pager.Hash]bool),
+	}
+	if cfg.NoPaging {
+		n.support.Missing, n.support.Reason = false, "switched off"
 	}
 	made := n // n is nil on every return with an error
 	defer func() {
