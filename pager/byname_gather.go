@@ -58,7 +58,8 @@ type gather struct {
 	meter Meter                // of the stream to the source; nil if it has none
 
 	// Guarded by Intake.mu:
-	chunks []*namedChunk           // not answered, in the order of their names
+	chunks []*namedChunk           // in the order of their names; some are over
+	ready  []*namedChunk           // of those, the ones of which nothing is left
 	at     map[PageNum]*namedChunk // the chunk that waits for a page
 	alive  int                     // Peers
 	owed   []owedChunk             // asked of the source and not come, in order
@@ -79,6 +80,7 @@ type namedChunk struct {
 	tried uint8  // bit i: Peer i was asked
 	by    int    // Peers that are being asked
 	begun time.Time
+	over  bool // answered
 }
 
 type owedChunk struct {
@@ -163,7 +165,7 @@ func (g *gather) wakeLocked() {
 // not here. It reports whether it will answer; if not, those are to be asked
 // of the source.
 func (g *gather) offerLocked(first PageNum, names []Hash, lacks []byte) bool {
-	if g == nil || g.alive == 0 || len(g.at)+len(names) > g.t.pages {
+	if g == nil || g.alive == 0 || len(g.at)+len(names) > g.t.pages || len(g.chunks) >= g.t.pages {
 		return false
 	}
 	for from := 0; from < len(names); from += gatherChunk {
@@ -180,6 +182,9 @@ func (g *gather) offerLocked(first PageNum, names []Hash, lacks []byte) bool {
 			g.at[c.run.First+PageNum(i)] = c
 		}
 		g.chunks = append(g.chunks, c)
+		if c.left == 0 {
+			g.ready = append(g.ready, c)
+		}
 	}
 	g.wakeLocked()
 	return true
@@ -200,6 +205,7 @@ func (g *gather) doneLocked(c *namedChunk, p PageNum) {
 	delete(g.at, p)
 	c.done[p-c.run.First] = true
 	if c.left--; c.left == 0 {
+		g.ready = append(g.ready, c)
 		g.wakeLocked()
 	}
 }
@@ -260,22 +266,30 @@ func (g *gather) measureLocked(now time.Time) {
 // dueLocked returns a chunk to be answered now, or how long to wait for one if
 // nothing happens.
 func (g *gather) dueLocked(now time.Time) (*namedChunk, time.Duration) {
-	all := uint8(1<<len(g.t.cfg.Peers) - 1)
+	for len(g.ready) > 0 {
+		c := g.ready[0]
+		g.ready = g.ready[1:]
+		if !c.over {
+			return c, 0
+		}
+	}
 	var oldest, fresh *namedChunk
 	for _, c := range g.chunks {
-		switch {
-		case c.left == 0, g.alive == 0, c.by == 0 && c.tried == all:
-			return c, 0
-		case c.by == 0 && fresh == nil:
+		if c.over {
+			continue
+		}
+		if c.by == 0 {
 			fresh = c
-		case c.by > 0 && (oldest == nil || c.begun.Before(oldest.begun)):
+			break // Peers are at the other end
+		}
+		if oldest == nil || c.begun.Before(oldest.begun) {
 			oldest = c
 		}
 	}
 	switch {
-	case len(g.chunks) == 0:
+	case fresh == nil && oldest == nil:
 		return nil, time.Hour
-	case fresh != nil && g.owing < g.window:
+	case fresh != nil && (g.owing < g.window || g.alive == 0):
 		return fresh, 0
 	case fresh == nil && g.owing == 0 && now.Sub(oldest.begun) >= gatherGrace:
 		return oldest, 0
@@ -299,7 +313,13 @@ func (g *gather) answerLocked(out, lacks []byte, c *namedChunk) ([]byte, []byte)
 		}
 		g.owing += c.left
 	}
-	g.chunks = slices.DeleteFunc(g.chunks, func(o *namedChunk) bool { return o == c })
+	c.over = true
+	for len(g.chunks) > 0 && g.chunks[0].over {
+		g.chunks = g.chunks[1:]
+	}
+	for n := len(g.chunks); n > 0 && g.chunks[n-1].over; n-- {
+		g.chunks = g.chunks[:n-1]
+	}
 	return appendLacks(out, c.run, lacks), lacks
 }
 
@@ -366,7 +386,7 @@ func (g *gather) claim(ctx context.Context, i, most int) (chunks []*namedChunk, 
 		now := time.Now()
 		for k := len(g.chunks) - 1; k >= 0 && len(chunks) < most; k-- {
 			c := g.chunks[k]
-			if c.by > 0 || c.left == 0 || c.tried&(1<<i) != 0 {
+			if c.over || c.by > 0 || c.left == 0 || c.tried&(1<<i) != 0 {
 				continue
 			}
 			c.by++
