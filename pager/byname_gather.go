@@ -334,7 +334,7 @@ func (g *gather) ask(ctx context.Context, i int, p Peer) (asked, had int, err er
 	}
 	defer rw.Close()
 	client := NewNamedClient(rw)
-	for most := 1; ; {
+	for most := gatherMost / 4; ; {
 		chunks, wants, names := g.claim(ctx, i, most)
 		if len(chunks) == 0 {
 			return asked, had, context.Cause(ctx)
@@ -359,9 +359,9 @@ func (g *gather) ask(ctx context.Context, i int, p Peer) (asked, had int, err er
 			return asked, had, err
 		case asked >= gatherTrial && had*8 < asked:
 			return asked, had, errFewPages
-		case took < gatherTime/2:
+		case took < gatherTime:
 			most = min(2*most, gatherMost)
-		case took > gatherTime:
+		case took > 2*gatherTime:
 			most = max(most/2, 1)
 		}
 	}
