@@ -23,15 +23,15 @@ import (
 func TestSilentPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &Node{log: slog.New(slog.DiscardHandler)}
-		for _, serve := range []func(net.Conn){
-			func(c net.Conn) { n.serveDeliver(t.Context(), c) },
-			func(c net.Conn) { n.serveModule(t.Context(), c) },
+		for patience, serve := range map[time.Duration]func(net.Conn){
+			helloTimeout: func(c net.Conn) { n.serveDeliver(t.Context(), c) },
+			moduleIdle:   func(c net.Conn) { _ = n.modules.serve(c) },
 		} {
 			near, far := net.Pipe()
 			began := time.Now()
 			serve(far)
-			if got := time.Since(began); got != helloTimeout {
-				t.Errorf("given up after %v, want %v", got, helloTimeout)
+			if got := time.Since(began); got != patience {
+				t.Errorf("given up after %v, want %v", got, patience)
 			}
 			near.Close()
 			far.Close()

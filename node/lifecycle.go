@@ -281,13 +281,17 @@ func (n *Node) endWorkers() {
 	}
 }
 
-// A recordMeta is what the journal keeps of a worker for the node itself.
+// A recordMeta is what the journal keeps of a worker for the node itself, and
+// what an offer says besides the hand-over's own.
 type recordMeta struct {
 	Spec  spec   `cbor:"1,keyasint"`
 	State string `cbor:"2,keyasint,omitempty"` // how it ended, failed or lost
 	// To is the name of the node that a move under way goes to: after a restart
 	// gossip has yet to bring it.
 	To string `cbor:"3,keyasint,omitempty"`
+	// Holders may have pages of the worker, and its module: the nodes where it
+	// was, the last one first. Only in an offer.
+	Holders []mesh.NodeID `cbor:"4,keyasint,omitempty"`
 }
 
 func (s spec) meta(state string) []byte { return recordMeta{Spec: s, State: state}.encode() }

@@ -19,17 +19,27 @@ import (
 	"meshnode/pager"
 )
 
-// protoModule hands out modules by name: the asker sends a moduleWant, the
-// answer is a moduleHave and then that many bytes.
+// protoModule hands out modules by name: the asker sends any number of
+// moduleWant, and each is answered by a moduleHave and, unless the module is not
+// here, the bytes that were asked for.
 const protoModule = "module"
 
+// A moduleWant asks for Length bytes of a module, from Offset on.
 type moduleWant struct {
-	Hash pager.Hash `cbor:"1,keyasint"`
+	Hash   pager.Hash `cbor:"1,keyasint"`
+	Offset int64      `cbor:"2,keyasint"`
+	Length int64      `cbor:"3,keyasint"`
 }
 
 type moduleHave struct {
-	Size int64 `cbor:"1,keyasint"` // bytes; -1: not here
+	Size int64 `cbor:"1,keyasint"` // of all the module, in bytes; -1: not here
 }
+
+const (
+	maxModuleMessage = 96 // bytes
+	// moduleIdle is how long a stream may be without a moduleWant.
+	moduleIdle = time.Minute
+)
 
 // modules keeps modules on disk, named by the BLAKE3 hash of their bytes. Safe
 // for concurrent use, by several processes too: a file appears whole or not at
@@ -148,56 +158,48 @@ func (m modules) collect(used func(pager.Hash) bool, keep int64, before time.Tim
 // incoming begins the names of files that are being written.
 const incoming = "incoming-"
 
-// fetchModule makes sure that a module is here, asking a peer for it if need
-// be.
-func (n *Node) fetchModule(ctx context.Context, from mesh.NodeID, h pager.Hash, size int64) error {
-	if _, ok := n.modules.have(h); ok {
-		return nil
+// serveModule answers what a moduleGather asks, until the stream ends.
+func (n *Node) serveModule(_ context.Context, s *mesh.Stream) {
+	if err := n.modules.serve(s); err != nil {
+		n.log.Debug("module not sent", "peer", s.Peer(), "error", err)
 	}
-	if size <= 0 || size > control.MaxModuleBytes {
-		return fmt.Errorf("a module of %d bytes; the limit is %d", size, control.MaxModuleBytes)
-	}
-	s, err := n.openStream(ctx, from, protoModule, mesh.Bulk)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	stop := context.AfterFunc(ctx, func() { interrupt(s) })
-	defer stop()
-	if err := mesh.WriteMessage(s, moduleWant{Hash: h}); err != nil {
-		return err
-	}
-	var have moduleHave
-	if err := mesh.ReadMessage(s, 64, &have); err != nil {
-		return err
-	}
-	if have.Size != size {
-		return fmt.Errorf("module %v is not what was offered: %d bytes instead of %d", h, have.Size, size)
-	}
-	_, _, err = n.modules.put(io.LimitReader(s, size), &h)
-	return err
 }
 
-// serveModule answers fetchModule.
-func (n *Node) serveModule(_ context.Context, s io.ReadWriter) {
-	var want moduleWant
-	if err := readFirst(s, 64, &want); err != nil {
-		return
+// serve answers what is asked on a stream until it ends, which is no error.
+func (m modules) serve(s stream) error {
+	for {
+		if err := s.SetDeadline(time.Now().Add(moduleIdle)); err != nil {
+			return err
+		}
+		var want moduleWant
+		switch err := mesh.ReadMessage(s, maxModuleMessage, &want); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := m.send(s, want); err != nil {
+			return fmt.Errorf("module %v: %w", want.Hash, err)
+		}
 	}
-	f, err := os.Open(n.modules.path(want.Hash))
+}
+
+func (m modules) send(w io.Writer, want moduleWant) error {
+	f, err := os.Open(m.path(want.Hash))
 	if err != nil {
-		_ = mesh.WriteMessage(s, moduleHave{Size: -1}) // the asker sees the stream end
-		return
+		return mesh.WriteMessage(w, moduleHave{Size: -1})
 	}
 	defer f.Close()
 	st, err := f.Stat()
-	if err == nil {
-		err = mesh.WriteMessage(s, moduleHave{Size: st.Size()})
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		_, err = io.Copy(s, f)
+	if want.Offset < 0 || want.Length < 0 || want.Offset > st.Size() || want.Length > st.Size()-want.Offset {
+		return fmt.Errorf("%d bytes at %d were asked of a module of %d", want.Length, want.Offset, st.Size())
 	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		n.log.Debug("module not sent", "module", want.Hash, "error", err)
+	if err := mesh.WriteMessage(w, moduleHave{Size: st.Size()}); err != nil {
+		return err
 	}
+	_, err = io.Copy(w, io.NewSectionReader(f, want.Offset, want.Length))
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,7 +43,8 @@ type moveIn struct {
 	at       handover.DestPhase
 	changed  chan struct{} // closed and replaced when at changes
 	spec     spec
-	reserved uint64 // until the worker counts by itself
+	holders  []mesh.NodeID // besides from; see recordMeta
+	reserved uint64        // until the worker counts by itself
 	logs     *logRing
 	runner   *runner.Runner // until the worker has it
 	intake   *pager.Intake  // of pages that come before the freeze
@@ -238,6 +240,9 @@ func (m *moveIn) ready(ctx context.Context) error {
 	if err := s.validate(); err != nil {
 		return &prepareError{handover.CodeProtocol, fmt.Errorf("offer: %w", err)}
 	}
+	if len(meta.Holders) > maxHolders || slices.ContainsFunc(meta.Holders, func(id mesh.NodeID) bool { return !id.Valid() }) {
+		return &prepareError{handover.CodeProtocol, fmt.Errorf("offer: %d nodes with pages, at most %d, or ids that are none", len(meta.Holders), maxHolders)}
+	}
 	if s.ID != m.offer.Worker || s.MemoryLimit != m.offer.MemoryLimit || handover.Hash(s.Module) != m.offer.Module {
 		return &prepareError{handover.CodeProtocol, errors.New("offer: it contradicts itself")}
 	}
@@ -249,6 +254,7 @@ func (m *moveIn) ready(ctx context.Context) error {
 	}
 	m.mu.Lock()
 	m.spec, m.reserved = s, s.MemoryLimit
+	m.holders = slices.DeleteFunc(meta.Holders, func(id mesh.NodeID) bool { return id == m.n.id || id == m.from })
 	m.mu.Unlock()
 	// The bulk connection is set up now, so that its handshake does not stand
 	// in the drain's way.
@@ -257,7 +263,8 @@ func (m *moveIn) ready(ctx context.Context) error {
 		return &prepareError{handover.CodePath, err}
 	}
 	warm.Close()
-	if err := m.n.fetchModule(ctx, m.from, s.Module, s.ModuleBytes); err != nil {
+	others := m.n.reachable(slices.Concat(m.holders, m.n.moduleHomes(s.Module)), m.from)
+	if err := m.n.fetchModule(ctx, m.from, others, s.Module, s.ModuleBytes); err != nil {
 		return &prepareError{handover.CodeModule, fmt.Errorf("fetch the module: %w", err)}
 	}
 	r, err := m.n.startRunner(ctx, s, m.offer.Epoch+1, m.logs)
@@ -401,6 +408,7 @@ func (m *moveIn) continued(a handover.Resume) error {
 		w.base = m.sink.Table()
 	}
 	w.events, w.memory = img.Events, uint64(size)
+	w.holders = append([]mesh.NodeID{m.from}, m.holders[:min(len(m.holders), maxHolders-1)]...)
 	w.inbox.gate()
 	if err := w.inbox.restore(img.Senders, time.Now()); err != nil {
 		return err

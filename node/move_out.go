@@ -198,7 +198,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 		Offer: handover.Offer{
 			Worker: w.ID, Name: w.Name, Module: handover.Hash(w.Module), ModuleSize: uint64(w.ModuleBytes),
 			MemoryBytes: w.memory, MemoryLimit: w.MemoryLimit, Epoch: w.epoch, Strategy: strategy,
-			Config: w.spec.meta(""),
+			Config: recordMeta{Spec: w.spec, Holders: w.holders}.encode(),
 		},
 	})
 	if err != nil {

@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -53,6 +54,7 @@ type Config struct {
 
 	MetricsAddr string // host:port of /metrics; empty means none
 	Interpreter bool   // run Wasm without compiling it
+	NoPaging    bool   // bring all memory before a worker runs, as where there is no userfaultfd
 
 	EventTimeout time.Duration   // the longest an event may take [10 s]
 	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
@@ -99,6 +101,7 @@ type Node struct {
 	bases   *pager.Bases  // page tables of workers that have left
 	budget  *pager.Budget // of what all moves push
 	paths   paths
+	named   atomic.Int32 // streams of pages by name that are served
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 
@@ -163,6 +166,9 @@ func New(cfg Config) (n *Node, err error) {
 		outgoing:    make(map[handover.MoveID]*moveOut),
 		incoming:    make(map[handover.MoveID]*moveIn),
 		kept:        make(map[pager.Hash]bool),
+	}
+	if cfg.NoPaging {
+		n.support.Missing, n.support.Reason = false, "switched off"
 	}
 	made := n // n is nil on every return with an error
 	defer func() {
@@ -280,7 +286,8 @@ func (n *Node) Run(ctx context.Context) error {
 	n.ctx = ctx
 
 	n.mesh.Handle(protoDeliver, func(ctx context.Context, s *mesh.Stream) { n.serveDeliver(ctx, s) })
-	n.mesh.Handle(protoModule, func(ctx context.Context, s *mesh.Stream) { n.serveModule(ctx, s) })
+	n.mesh.Handle(protoModule, n.serveModule)
+	n.mesh.Handle(protoNamed, n.serveNamed)
 	n.mesh.Handle(protoHandover, n.serveHandover)
 	n.mesh.Handle(protoDemand, n.servePages)
 	n.mesh.Handle(protoBulk, n.servePages)

@@ -21,6 +21,9 @@ const (
 	protoBulk   = "bulk"
 )
 
+// protoNamed is for pages by name, whichever worker they are of.
+const protoNamed = "named"
+
 const (
 	wasmPage = runner.WasmPage
 	// maxStoreBytes bounds how much of the memory of workers that have left is
@@ -32,6 +35,15 @@ const (
 	// pushWeight is the weight of a worker that runs at its destination and
 	// still has pages here.
 	pushWeight = 4
+	// maxHolders is how many nodes are remembered to hold pages of a worker,
+	// and maxAsked how many of them are asked at once.
+	maxHolders = 8
+	maxAsked   = 4
+	// maxNamed bounds the streams over which others ask for pages by name, and
+	// namedIdle how long one may be silent, for a move that pauses between
+	// rounds.
+	maxNamed  = 16
+	namedIdle = time.Minute
 )
 
 // storeBytes returns how much memory the store of pages may take.
@@ -169,7 +181,33 @@ func (m *moveIn) newIntake(r *runner.Runner) (*pager.Intake, error) {
 	if base, ok := m.n.bases.Get(m.offer.Worker); ok {
 		cfg.Base = base
 	}
+	for _, id := range m.n.reachable(m.holders, m.from) {
+		if len(cfg.Peers) == maxAsked {
+			break
+		}
+		cfg.Peers = append(cfg.Peers, pager.Peer{
+			Name: m.n.nameOf(id),
+			Dial: func(ctx context.Context) (io.ReadWriteCloser, error) {
+				return m.n.mesh.Open(ctx, id, protoNamed, mesh.Bulk)
+			},
+		})
+	}
 	return pager.NewIntake(cfg)
+}
+
+// serveNamed answers a node that asks for pages by name.
+func (n *Node) serveNamed(ctx context.Context, s *mesh.Stream) {
+	if n.named.Add(1) > maxNamed {
+		n.named.Add(-1)
+		_ = pager.Refuse(s, pager.CodeRefused, fmt.Sprintf("%d nodes ask for pages already", maxNamed))
+		return
+	}
+	defer n.named.Add(-1)
+	share := n.budget.Share(string(s.Peer()), 1)
+	defer share.Close()
+	if err := pager.ServeNamed(ctx, s, n.store, pager.NamedLimits{Share: share, Idle: namedIdle}); err != nil {
+		n.log.Debug("stream of pages by name ended", "peer", s.Peer(), "error", err)
+	}
 }
 
 // newSink makes what takes a frozen worker's pages. With arm the worker is to

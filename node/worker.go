@@ -75,6 +75,9 @@ type worker struct {
 	// base is what the memory was when the worker came here, every page named;
 	// nil if it was made here, or all of it is not here yet.
 	base *pager.Table
+	// holders are the nodes where it was, the last one first: they may still
+	// have pages of it. Set before start.
+	holders []mesh.NodeID
 }
 
 // newWorker makes a worker around a runner. It runs once start is called.

@@ -13,10 +13,9 @@ import (
 // NamedLimits bounds what one asker can take. The zero value sets no bounds
 // but those of the frames.
 type NamedLimits struct {
-	// Pace, if set, is called before bytes of an answer are written, 64 KiB at
-	// most, and returns when they may be. The WaitN of a rate.Limiter fits, and
-	// one may be shared by all streams.
-	Pace func(ctx context.Context, bytes int) error
+	// Share, if set, is what paces the answers. The caller closes it. The
+	// stream's Meter, if it has one, tells of the way there.
+	Share *Share
 	// Idle, if not 0, bounds how long the asker may take until its next ask and
 	// until it has taken an answer, on streams that have deadlines.
 	Idle time.Duration
@@ -41,6 +40,7 @@ func ServeNamed(ctx context.Context, rw io.ReadWriter, store *Store, limits Name
 	stop := context.AfterFunc(ctx, func() { interrupt(rw) })
 	defer stop()
 	s := namedServing{rw: rw, r: bufio.NewReaderSize(rw, 4<<10), store: store, limits: limits}
+	s.meter, _ = rw.(Meter)
 	for {
 		if err := s.answer(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -59,6 +59,8 @@ type namedServing struct {
 	r        *bufio.Reader
 	store    *Store
 	limits   NamedLimits
+	pace     pace
+	meter    Meter // of rw; nil if it has none
 	ask, out []byte
 }
 
@@ -84,11 +86,9 @@ func (s *namedServing) answer(ctx context.Context) error {
 		s.out = appendNamedPages(s.out, names, func(i int, buf []byte) bool { return s.store.peek(name(i), buf) })
 	}
 	for b := s.out; len(b) > 0; {
-		n := min(len(b), bulkChunk)
-		if s.limits.Pace != nil {
-			if err := s.limits.Pace(ctx, n); err != nil {
-				return err
-			}
+		n := min(len(b), s.limits.Share.bytesIn(chunkTime, bulkChunk))
+		if err := s.pace.wait(ctx, s.limits.Share, s.meter, n); err != nil {
+			return err
 		}
 		if err := s.patience(ctx); err != nil {
 			return err

@@ -178,18 +178,12 @@ func TestNamedLimits(t *testing.T) {
 		for n := range 100 {
 			names = append(names, s.Put(numbered(n)))
 		}
-		paced := 0
-		limits := NamedLimits{
-			Idle: time.Minute,
-			Pace: func(ctx context.Context, n int) error {
-				if n > 64<<10 {
-					t.Errorf("%d bytes at once", n)
-				}
-				paced += n
-				time.Sleep(time.Minute) // on the bubble's clock; not the asker's fault
-				return nil
-			},
-		}
+		const rate = 10_000
+		share := NewBudget(rate).Share("asker", 1)
+		defer share.Close()
+		limits := NamedLimits{Idle: time.Minute, Share: share}
+		begun := time.Now() // on the bubble's clock
+		fetched := 0
 		for _, taking := range []bool{false, true} {
 			here, there := net.Pipe()
 			done := make(chan error, 1)
@@ -197,6 +191,10 @@ func TestNamedLimits(t *testing.T) {
 			c := NewNamedClient(here)
 			if _, err := c.Fetch(context.Background(), names, func(int, []byte) error { return nil }); err != nil {
 				t.Error(err)
+			}
+			fetched += 100 * PageSize
+			if least := time.Duration(fetched-2*PageSize) * time.Second / rate; time.Since(begun) < least {
+				t.Errorf("%d bytes after %v, at %d bytes a second", fetched, time.Since(begun), rate)
 			}
 			if !taking {
 				if _, err := here.Write(appendNamedAsk(nil, frameGetNamed, names[:1])); err != nil {
@@ -208,9 +206,6 @@ func TestNamedLimits(t *testing.T) {
 			}
 			here.Close()
 			there.Close()
-		}
-		if want := 2 * 100 * PageSize; paced < want || paced > want+2*PageSize {
-			t.Errorf("%d bytes paced, want a little more than %d", paced, want)
 		}
 	})
 }

@@ -28,6 +28,9 @@ type IntakeConfig struct {
 	// Base is what the memory was when the worker left here, if it had been
 	// here and that is known; its pages should be in Store.
 	Base *Table
+	// Peers, at most 8, are other nodes that may hold pages of the worker. They
+	// are asked, at the same time as the source, for what Store has not.
+	Peers []Peer
 	// Log is never nil.
 	Log *slog.Logger
 }
@@ -42,6 +45,8 @@ type Intake struct {
 	ended chan struct{} // closed when Run has returned
 	stop  chan struct{} // closed by Commit and Close
 	in    atomic.Uint64 // bytes received
+	// useless says of which Peers nothing is to be expected any more.
+	useless [maxPeers]atomic.Bool
 
 	// mu is held while pages are put in place, so that none is once Commit has
 	// decided which count.
@@ -51,6 +56,9 @@ type Intake struct {
 	over  bool // Commit or Close was called
 	ready bool // Commit was called
 	link  *intakeLink
+	// gather shares out what the source has named, nil without Peers.
+	gather    *gather
+	elsewhere uint64 // pages that Peers have brought
 }
 
 // What the Intake knows of a page.
@@ -68,6 +76,9 @@ func NewIntake(cfg IntakeConfig) (*Intake, error) {
 	if cfg.Log == nil {
 		return nil, errors.New("intake: no log")
 	}
+	if len(cfg.Peers) > maxPeers {
+		return nil, fmt.Errorf("intake: %d peers: want at most %d", len(cfg.Peers), maxPeers)
+	}
 	if err := cfg.Region.validate(int64(len(cfg.Region.Data))); err != nil {
 		return nil, fmt.Errorf("intake: %w", err)
 	}
@@ -80,6 +91,13 @@ func NewIntake(cfg IntakeConfig) (*Intake, error) {
 
 // BytesIn is what has come so far, frames included.
 func (t *Intake) BytesIn() uint64 { return t.in.Load() }
+
+// FromPeers is how many pages have come from Peers so far.
+func (t *Intake) FromPeers() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.elsewhere
+}
 
 // An intakeLink is the stream to the Rounds, and later to the Source.
 type intakeLink struct {
@@ -195,9 +213,9 @@ func (t *Intake) connect(ctx context.Context, dial func(context.Context) (io.Rea
 }
 
 // serve takes frames until the far side is frozen.
-func (t *Intake) serve(l *intakeLink) error {
+func (t *Intake) serve(l *intakeLink) (err error) {
 	h := Hello{Worker: t.cfg.Worker, Epoch: t.cfg.Epoch, Pages: t.pages, Rounds: true, Accepts: encodeAll}
-	if t.cfg.Store != nil && t.cfg.Store.Len() > 0 {
+	if t.cfg.Store != nil && t.cfg.Store.Len() > 0 || len(t.cfg.Peers) > 0 {
 		h.Names = true
 		if t.cfg.Base != nil {
 			h.Base = t.cfg.Base.Digest()
@@ -216,11 +234,21 @@ func (t *Intake) serve(l *intakeLink) error {
 		in.buffers <- new(pageBuffer)
 	}
 	l.reader = in
+	var writing sync.Mutex // Lacks may come late, between Acks
+	write := func(b []byte) error {
+		writing.Lock()
+		defer writing.Unlock()
+		_, err := l.Write(b)
+		return err
+	}
+	if len(t.cfg.Peers) > 0 {
+		defer t.gatherFor(l, write, &err)()
+	}
 	var out, lacks []byte
 	buf := make([]byte, PageSize)
 	for count := uint32(0); ; {
-		fr, err := in.next()
-		if err != nil {
+		var fr frame
+		if fr, err = in.next(); err != nil {
 			return ended(err)
 		}
 		out = out[:0]
@@ -232,7 +260,8 @@ func (t *Intake) serve(l *intakeLink) error {
 		case frameError:
 			return &RemoteError{Code: fr.code, Message: fr.message}
 		case frameNames:
-			if lacks, err = t.lacking(&fr, lacks, buf); err == nil {
+			var later bool
+			if lacks, later, err = t.lacking(&fr, lacks, buf); err == nil && !later {
 				out = appendLacks(out, fr.run, lacks)
 			}
 		case frameStale:
@@ -247,9 +276,36 @@ func (t *Intake) serve(l *intakeLink) error {
 			return err
 		}
 		count++
-		if _, err := l.Write(appendAck(out, count)); err != nil {
+		if err := write(appendAck(out, count)); err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
+	}
+}
+
+// gatherFor begins to ask Peers for what is named on a stream. What it returns
+// ends that, after an error without waiting for the stream.
+func (t *Intake) gatherFor(l *intakeLink, write func([]byte) error, failed *error) (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	g := newGather(t, l, write)
+	t.mu.Lock()
+	t.gather = g
+	t.mu.Unlock()
+	go func() {
+		defer close(done)
+		if err := g.run(ctx); err != nil {
+			interrupt(l) // whoever reads finds out as well
+		}
+	}()
+	return func() {
+		cancel()
+		if *failed != nil {
+			interrupt(l)
+		}
+		<-done
+		t.mu.Lock()
+		t.gather = nil
+		t.mu.Unlock()
 	}
 }
 
@@ -274,6 +330,7 @@ func (t *Intake) receive(fr *frame) error {
 	if t.over {
 		return nil
 	}
+	t.gather.receivedLocked(fr.run)
 	for i := range fr.kinds {
 		page := zeroPage[:]
 		if at[i].at >= 0 {
@@ -335,11 +392,13 @@ func (t *Intake) placeLocked(p PageNum, name Hash, page []byte) {
 	t.state[p] = intakeData
 }
 
-// lacking answers names: what the store has is put in place, and bit i of lacks
-// is set if the i-th page is to be sent.
-func (t *Intake) lacking(fr *frame, lacks, buf []byte) ([]byte, error) {
+// lacking takes names: what the store has is put in place, and bit i of lacks
+// is set if the i-th page is not here. With later the answer is given once
+// Peers have been asked for those.
+func (t *Intake) lacking(fr *frame, lacks, buf []byte) (_ []byte, later bool, err error) {
 	lacks = append(lacks[:0], make([]byte, (len(fr.kinds)+7)/8)...)
-	next := 0
+	var names [maxRun]Hash
+	next, missing := 0, 0
 	var last Hash
 	for i, k := range fr.kinds {
 		p := fr.run.First + PageNum(i)
@@ -349,7 +408,7 @@ func (t *Intake) lacking(fr *frame, lacks, buf []byte) ([]byte, error) {
 			name = ZeroHash
 		case pageSame:
 			if t.cfg.Base == nil || int(p) >= t.cfg.Base.Len() {
-				return nil, badFrame("names: page %d is to be as in a base that was not told", p)
+				return nil, false, badFrame("names: page %d is to be as in a base that was not told", p)
 			}
 			name, _ = t.cfg.Base.Get(p)
 		case pageRaw:
@@ -359,17 +418,34 @@ func (t *Intake) lacking(fr *frame, lacks, buf []byte) ([]byte, error) {
 		case pageRepeat:
 			name = last
 		}
-		if !t.cfg.Store.Fetch(name, buf) {
-			lacks[i/8] |= 1 << (i % 8)
-			continue
-		}
+		names[i] = name
+		here := t.local(name, buf)
 		t.mu.Lock()
-		if !t.over {
+		t.gather.replacedLocked(p)
+		if here && !t.over {
 			t.placeLocked(p, name, buf)
 		}
 		t.mu.Unlock()
+		if !here {
+			lacks[i/8] |= 1 << (i % 8)
+			missing++
+		}
 	}
-	return lacks, nil
+	if missing == 0 {
+		return lacks, false, nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return lacks, t.gather.offerLocked(fr.run.First, names[:len(fr.kinds)], lacks), nil
+}
+
+// local reads a page that this node has.
+func (t *Intake) local(name Hash, buf []byte) bool {
+	if name == ZeroHash {
+		clear(buf)
+		return true
+	}
+	return t.cfg.Store != nil && t.cfg.Store.Fetch(name, buf)
 }
 
 // Commit ends the intake: from here on nothing is put in place but by the Sink

@@ -72,7 +72,8 @@ type RoundsConfig struct {
 // write protection, so a write that the copy missed is found by a later scan,
 // the last of which Freeze makes when the worker stands still. A page counts
 // as held by the far side once the frame that carried its last version was
-// acknowledged. Everything else is sent after the freeze.
+// acknowledged, or the one that named it was answered so. Everything else is
+// sent after the freeze.
 //
 // All methods are safe for concurrent use.
 type Rounds struct {
@@ -97,6 +98,7 @@ type Rounds struct {
 	sampled []bool    // touched as a set; nil before Sample
 	state   []uint8
 	sentAt  []uint32        // the frame that carried the page's last version; 0 for none
+	there   []bool          // the far side may have a version of the page
 	names   []Hash          // of the pages as they were last sent
 	known   []atomic.Uint32 // which of those still hold: nameUnset, nameSet or nameZero
 	passed  []uint8         // for the Source: how a page was passed on
@@ -118,10 +120,11 @@ type Rounds struct {
 
 // What the Rounds know of a page.
 const (
-	roundHole = iota // never written: nothing to send
-	roundTodo        // to be sent
-	roundSent        // in frame sentAt, and not written since
-	roundGone        // written since, and in frame sentAt the far side was told
+	roundHole  = iota // never written: nothing to send
+	roundTodo         // to be sent
+	roundSent         // in frame sentAt, and not written since
+	roundNamed        // its name is in frame sentAt, and has no answer yet
+	roundGone         // written since, and in frame sentAt the far side was told
 )
 
 type roundsStats struct {
@@ -173,7 +176,7 @@ func NewRounds(cfg RoundsConfig) (*Rounds, error) {
 		cfg: cfg, log: cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
 		settled: make(chan struct{}), frozen: make(chan struct{}), next: make(chan *Source, 1), wake: make(chan struct{}, 1),
 		tracked: int64(pages) * PageSize, pages: pages, recency: NewRecency(pages),
-		state: make([]uint8, limit), sentAt: make([]uint32, limit), names: make([]Hash, limit), known: make([]atomic.Uint32, limit),
+		state: make([]uint8, limit), sentAt: make([]uint32, limit), there: make([]bool, limit), names: make([]Hash, limit), known: make([]atomic.Uint32, limit),
 		passed: make([]uint8, limit),
 		todo:   pages - CountPages(cfg.Zero),
 	}
@@ -277,7 +280,7 @@ func (r *Rounds) note() {
 	for _, run := range r.runs {
 		n += int(run.Count)
 		for p := run.First; p < run.end(); p++ {
-			if r.state[p] == roundHole || r.state[p] == roundSent {
+			if r.state[p] != roundTodo && r.state[p] != roundGone {
 				r.state[p] = roundTodo
 				r.todo++
 			}
@@ -348,7 +351,7 @@ func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
 	state, sentAt := r.state[:r.pages], r.sentAt[:r.pages]
 	for p := range state {
 		switch {
-		case sentAt[p] == 0:
+		case !r.there[p]:
 		case state[p] == roundSent && sentAt[p] <= r.acked:
 			a.passed[p] = held
 			a.unsent--
@@ -397,7 +400,7 @@ func (r *Rounds) distrustLocked() {
 			}
 		}
 		r.known[p].Store(nameUnset)
-		if r.state[p] == roundSent {
+		if r.state[p] == roundSent || r.state[p] == roundNamed {
 			r.state[p] = roundTodo
 			r.todo++
 		}
@@ -521,9 +524,11 @@ type roundStream struct {
 	sizes    []int // of the frames not acknowledged
 }
 
+// A roundOffer is a frame of names, of which left pages have no answer.
 type roundOffer struct {
-	run Run
-	seq uint32
+	run  Run
+	seq  uint32
+	left int
 }
 
 // errDone means that the far side wants nothing more.
@@ -533,15 +538,12 @@ func (st *roundStream) serve(ctx context.Context, takeOver func(*Source, <-chan 
 	st.mu.Lock()
 	// What went out on another stream and was not acknowledged may be lost.
 	for p := range st.pages {
-		if st.sentAt[p] <= st.acked {
-			continue
-		}
-		switch st.state[p] {
-		case roundSent:
-			st.todo++
-			fallthrough
-		case roundGone:
+		switch state := st.state[p]; {
+		case state == roundNamed, state == roundSent && st.sentAt[p] > st.acked:
 			st.state[p] = roundTodo
+			st.todo++
+		case state == roundGone && st.sentAt[p] > st.acked:
+			st.state[p] = roundTodo // and counted as that
 		}
 	}
 	st.first, st.acked = st.seq, st.seq
@@ -649,24 +651,35 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// answered notes which pages of an offer the far side does not have. Those it
-// has are in place with the frame's acknowledgement.
+// answered notes which pages of an offer, or of a part of it, the far side does
+// not have. Those it has are in place. It may answer late, and in any order: it
+// looks elsewhere meanwhile.
 func (st *roundStream) answered(run Run, lacks []byte) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if len(st.offers) == 0 || st.offers[0].run != run {
-		return badFrame("lacks for pages %d+%d that were not offered next", run.First, run.Count)
+	o := slices.IndexFunc(st.offers, func(o roundOffer) bool {
+		return o.run.First <= run.First && run.end() <= o.run.end() && int(run.Count) <= o.left
+	})
+	if o < 0 {
+		return badFrame("lacks for pages %d+%d that were not offered", run.First, run.Count)
 	}
-	seq := st.offers[0].seq
-	st.offers = st.offers[1:]
+	seq := st.offers[o].seq
+	if st.offers[o].left -= int(run.Count); st.offers[o].left == 0 {
+		st.offers = slices.Delete(st.offers, o, o+1)
+	}
 	for i := range PageNum(run.Count) {
 		p := run.First + i
+		has := lacks[i/8]>>(i%8)&1 == 0
 		st.asked++
-		switch {
-		case lacks[i/8]>>(i%8)&1 == 0:
+		if has {
 			st.hits++
 			st.stats.held.Add(1)
-		case st.state[p] == roundSent && st.sentAt[p] == seq:
+		}
+		switch {
+		case st.state[p] != roundNamed || st.sentAt[p] != seq: // written since
+		case has:
+			st.state[p], st.sentAt[p] = roundSent, 0 // no frame brings it
+		default:
 			st.state[p] = roundTodo
 			st.todo++
 			st.judged++
@@ -755,7 +768,7 @@ func (st *roundStream) tellStale() error {
 		var runs []Run
 		p := from
 		for ; int(p) < st.pages && len(runs) < maxStaleRuns; p++ {
-			if st.state[p] != roundTodo || st.sentAt[p] == 0 {
+			if st.state[p] != roundTodo || !st.there[p] {
 				continue
 			}
 			if len(runs) == 0 {
@@ -902,9 +915,9 @@ func (st *roundStream) pick() (r Run, seq uint32, what int) {
 	st.drop(r.Count)
 	st.seq++
 	for q := r.First; q < r.end(); q++ {
-		st.state[q], st.sentAt[q] = roundSent, st.seq
+		st.state[q], st.sentAt[q], st.there[q] = roundSent, st.seq, true
 		if what == planNames {
-			st.offered[q] = true
+			st.state[q], st.offered[q] = roundNamed, true
 		}
 	}
 	st.todo -= int(r.Count)
@@ -912,7 +925,7 @@ func (st *roundStream) pick() (r Run, seq uint32, what int) {
 		st.picked += int(r.Count)
 	}
 	if what == planNames {
-		st.offers = append(st.offers, roundOffer{r, st.seq})
+		st.offers = append(st.offers, roundOffer{r, st.seq, int(r.Count)})
 	}
 	return r, st.seq, what
 }
@@ -944,7 +957,7 @@ func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) 
 			break // the names are the Source's now
 		}
 		// Unless it was written since, that is still its name at the freeze.
-		if p := r.First + PageNum(i); st.state[p] == roundSent && st.sentAt[p] == seq {
+		if p := r.First + PageNum(i); (st.state[p] == roundSent || st.state[p] == roundNamed) && st.sentAt[p] == seq {
 			st.names[p] = h
 			if h == ZeroHash {
 				st.known[p].Store(nameZero)

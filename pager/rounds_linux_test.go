@@ -25,6 +25,8 @@ type roundsTest struct {
 	intake   *Intake
 	wrap     func(net.Conn) io.ReadWriteCloser
 	ran      chan error
+	share    *Share // of what the rounds may push
+	peers    []Peer // of the intake
 }
 
 func startRounds(t testing.TB, r *rand.Rand, pages, zero int, base *Table, store *Store, known *Table) *roundsTest {
@@ -72,12 +74,14 @@ func (rt *roundsTest) start(base *Table, store *Store, known *Table) {
 	}
 	rt.rounds, err = NewRounds(RoundsConfig{
 		Worker: "w", Epoch: 3, Memory: rt.from.region.Data, Size: rt.size.Load,
-		Zero: zero, Tracker: rt.tracker, Base: base, Log: testLog(t),
+		Zero: zero, Tracker: rt.tracker, Base: base, Share: rt.share, Log: testLog(t),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	rt.intake, err = NewIntake(IntakeConfig{Worker: "w", Epoch: 3, Region: rt.to.region, Store: store, Base: known, Log: testLog(t)})
+	rt.intake, err = NewIntake(IntakeConfig{
+		Worker: "w", Epoch: 3, Region: rt.to.region, Store: store, Base: known, Peers: rt.peers, Log: testLog(t),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,7 @@ func (a *app) upCommand() *cobra.Command {
 		pushRate     sizeValue
 		pageCache    = sizeValue{bytes: 512 << 20, max: 1 << 40}
 		interpreter  bool
+		noPaging     bool
 		tier         enumValue
 		level        = enumValue{value: "info"}
 		format       = enumValue{value: "text"}
@@ -67,6 +68,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 				CacheDir:     cacheDir,
 				MetricsAddr:  metrics.addr,
 				Interpreter:  interpreter,
+				NoPaging:     noPaging,
 				EventTimeout: eventTimeout.d,
 				DrainTimeout: drainTimeout.d,
 				PushRate:     int64(min(pushRate.bytes, math.MaxInt64)),
@@ -110,6 +112,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.Var(&pushRate, "push-rate", "the most memory a second that all moves from here together may push, as 10MiB; what a worker waits for is not held back (default: no limit)")
 	f.Var(&pageCache, "page-cache", "how much disk the memory of workers that were here may take, so that they return with less; 0B is none")
 	f.BoolVar(&interpreter, "interpreter", false, "run WebAssembly without compiling it")
+	f.BoolVar(&noPaging, "no-paging", false, "let a worker that moves here run only once all of its memory is here, as where the kernel has no userfaultfd")
 	enumFlag(cmd, &tier, "tier", "", "what this node is when it founds a mesh; one that joins has its token's (default cloud)", control.Tiers)
 	enumFlag(cmd, &level, "log-level", "", "the least that is logged", []string{"debug", "info", "warn", "error"})
 	enumFlag(cmd, &format, "log-format", "", "how it is logged", []string{"text", "json"})
