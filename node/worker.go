@@ -564,7 +564,7 @@ func (w *worker) describe() control.Worker {
 		Home: string(w.node.id), HomeName: w.node.name(), Epoch: w.epoch,
 		State: w.state, Reason: w.reason, MemoryBytes: w.memory, MemoryLimit: w.MemoryLimit,
 		Events: w.events, Senders: senders, Inbox: waiting,
-		Since: w.since, Created: time.Unix(0, w.Created), Suspend: w.Suspend,
+		Since: w.since, Created: time.Unix(0, w.Created), Suspend: w.Suspend, Command: w.console != nil,
 	}
 	if m := w.move; m != nil {
 		c.Phase, c.MoveTo = m.phase(), m.toName

@@ -298,7 +298,10 @@ type Worker struct {
 	Senders     int    `json:"senders"`
 	Inbox       int    `json:"inbox"` // messages waiting
 	// Suspend is one of the Suspend modes.
-	Suspend string    `json:"suspend,omitempty"`
+	Suspend string `json:"suspend,omitempty"`
+	// Command says that the worker runs a main of its own: messages are lines of
+	// its input, and it answers no calls.
+	Command bool      `json:"command,omitempty"`
 	Since   time.Time `json:"since"` // when it entered State
 	Created time.Time `json:"created"`
 }

@@ -312,6 +312,51 @@ func TestCommandRefused(t *testing.T) {
 	}
 }
 
+// A program that never waits leaves garbage behind, which is collected all the
+// same, and it goes on.
+func TestCommandGarbage(t *testing.T) {
+	m := new(Module)
+	write := m.Import("wasi_snapshot_preview1", "fd_write", Types(I32, I32, I32, I32), Types(I32))
+	m.Mem(2, 2)
+	m.Data(8, "\x00\x01\x00\x00\x00\x00\x01\x00") // vector: 256, 64 KiB
+	const writes = 8000
+	main := m.Func(nil, nil, Types(I32),
+		Loop, I32Const(1), I32Const(8), I32Const(1), I32Const(0), Invoke(write), Drop,
+		LocalGet(0), I32Const(1), I32Add, Op(0x22, 0), I32Const(writes), Op(0x49), BrIf(0), End)
+	m.Export("memory", Memory, 0)
+	m.Export("_start", Function, main)
+	s := newSession(t, Config{ModulePath: moduleFile(t, m.Bytes()), MemoryLimit: 1 << 20})
+	total := 0
+	for s.ended == nil {
+		taken, err := s.r.Take(t.Context(), uint64(total))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range taken.Output {
+			total += len(o.Data)
+		}
+		if s.ended = taken.Ended; len(taken.Output) == 0 && s.ended == nil {
+			<-s.r.Bell()
+		}
+	}
+	if s.ended.Kind != Exited || total != writes<<16 {
+		t.Errorf("%d bytes of %d, ended %v", total, writes<<16, s.ended)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.r.Region().PID))
+	if err != nil {
+		t.Skip("how much memory it took cannot be had:", err)
+	}
+	for line := range strings.Lines(string(status)) {
+		var kib int
+		if n, _ := fmt.Sscanf(line, "VmHWM: %d kB", &kib); n == 1 {
+			t.Logf("%d MiB at the most", kib>>10)
+			if kib > 256<<10 {
+				t.Errorf("it took %d MiB to write %d MiB", kib>>10, total>>20)
+			}
+		}
+	}
+}
+
 // States that no runner has said are refused, and none does any harm.
 func TestCommandRestoresHostile(t *testing.T) {
 	ctx := t.Context()
@@ -393,18 +438,25 @@ func mutate(t *testing.T, b []byte, f func(*suspend.State)) []byte {
 }
 
 // BenchmarkHalt is from the node's request to a program that has stopped, and
-// to one whose state is taken too.
+// to one whose state is taken too. In turn with it, for what the machine is like
+// at the time, an empty event of an event worker beside the running program.
 func BenchmarkHalt(b *testing.B) {
 	ctx := context.Background()
 	for _, p := range [][]string{{"sha256", "300000000"}, {"fib", "60"}, {"mutual", "1000", "100000000"}, {"goroutines", "100000000"}, {"waiter"}} {
 		b.Run(p[0], func(b *testing.B) {
 			s := newSession(b, command(b, p[0], p[1:]...))
-			var halts, states []time.Duration
+			idle := live(b, Config{})
+			var halts, states, events []time.Duration
 			frames := 0
 			for b.Loop() {
 				for start := time.Now(); time.Since(start) < 200*time.Microsecond; { // it computes
 				}
 				begin := time.Now()
+				if _, err := idle.Call(ctx, Event{Kind: Call, ID: doEcho}); err != nil {
+					b.Fatal(err)
+				}
+				events = append(events, time.Since(begin))
+				begin = time.Now()
 				if err := s.r.Halt(ctx); err != nil {
 					b.Fatal(err)
 				}
@@ -421,7 +473,7 @@ func BenchmarkHalt(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			for name, times := range map[string][]time.Duration{"halt": halts, "state": states} {
+			for name, times := range map[string][]time.Duration{"halt": halts, "state": states, "event": events} {
 				slices.Sort(times)
 				for _, q := range []int{50, 99} {
 					b.ReportMetric(float64(times[len(times)*q/100].Nanoseconds())/1000, fmt.Sprintf("µs-%s-p%d", name, q))
