@@ -22,8 +22,6 @@ type console struct {
 	lines [2][]byte
 	// full is set while the program has too much input that it has not read.
 	full bool
-	// ended says how the program ended.
-	ended *runner.ExitError
 }
 
 const (
@@ -75,6 +73,7 @@ func (w *worker) feed(ctx context.Context, m *message) error {
 // is how the program ended, once all of its output is there.
 func (w *worker) takeOutput(ctx context.Context) error {
 	c := w.console
+	var ended *runner.ExitError
 	for more := true; more; {
 		t, err := w.runner.Take(ctx, c.acked)
 		if err != nil {
@@ -86,13 +85,13 @@ func (w *worker) takeOutput(ctx context.Context) error {
 			c.lines[o.Stream-1] = w.logLines(o.Stream, append(c.lines[o.Stream-1], o.Data...))
 		}
 		more = len(t.Output) > 0
-		c.ended = t.Ended
+		ended = t.Ended
 	}
 	if c.full {
 		c.full = false
 		w.inbox.wake()
 	}
-	if c.ended == nil {
+	if ended == nil {
 		return nil
 	}
 	for i, rest := range c.lines {
@@ -101,7 +100,7 @@ func (w *worker) takeOutput(ctx context.Context) error {
 		}
 	}
 	c.lines = [2][]byte{}
-	return c.ended
+	return ended
 }
 
 // logLines logs the whole lines of text, and what is too long for one, and
@@ -175,7 +174,6 @@ func (w *worker) measure(ctx context.Context) error {
 		if t, err = w.runner.Take(context.WithoutCancel(ctx), w.console.acked); err == nil {
 			w.setMemory(t.Pages)
 			// The runner rings only once for what it has told.
-			w.console.ended = t.Ended
 			w.look()
 		}
 	})
