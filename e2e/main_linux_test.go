@@ -113,15 +113,24 @@ func build() (string, error) {
 	}
 	for _, app := range strings.Fields(list) {
 		wasm := filepath.Join(apps, filepath.Base(app)+".wasm")
-		if _, err := goTool(wasip1, "build", "-buildmode=c-shared", "-o", wasm, app); err != nil {
+		mode := "-buildmode=c-shared"
+		if strings.Contains(app, "/suite/") {
+			mode = "-buildmode=exe" // ordinary programs
+		}
+		if _, err := goTool(wasip1, "build", mode, "-o", wasm, app); err != nil {
 			return dir, err
 		}
 	}
 	if haveClang() {
-		cmd := exec.Command("clang", "--target=wasm32-wasi", "-O2", "-mexec-model=reactor", "-I", "../node/guest",
-			"-o", filepath.Join(apps, "counter-c.wasm"), "apps/counter-c/counter.c")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return dir, fmt.Errorf("%s: %w\n%s", cmd, err, out)
+		for name, args := range map[string][]string{
+			"counter-c": {"-mexec-model=reactor", "-I", "../node/guest", "apps/counter-c/counter.c"},
+			"sha256":    {"apps/suite/sha256/sha256.c"},
+			"waiter":    {"apps/suite/waiter/waiter.c"},
+		} {
+			cmd := exec.Command("clang", append([]string{"--target=wasm32-wasi", "-O2", "-o", filepath.Join(apps, name+".wasm")}, args...)...)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				return dir, fmt.Errorf("%s: %w\n%s", cmd, err, out)
+			}
 		}
 	}
 	return dir, nil

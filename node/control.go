@@ -316,7 +316,7 @@ func (b backend) RunWorker(ctx context.Context, req control.RunRequest, module i
 	}
 	s := spec{
 		ID: newID(), Name: req.Name, Module: h, ModuleBytes: size, MemoryLimit: req.MemoryLimit,
-		Args: req.Args, Env: req.Env, Created: time.Now().UnixNano(),
+		Args: req.Args, Env: req.Env, Created: time.Now().UnixNano(), Suspend: req.Suspend,
 	}
 	if s.MemoryLimit == 0 {
 		s.MemoryLimit = defaultMemoryLimit

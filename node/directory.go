@@ -28,7 +28,11 @@ const (
 
 // ended reports whether a worker in that state runs nowhere any more.
 func ended(state string) bool {
-	return state == control.StateFailed || state == control.StateLost || state == control.StateStopped
+	switch state {
+	case control.StateFailed, control.StateLost, control.StateStopped, control.StateExited:
+		return true
+	}
+	return false
 }
 
 // An entry says where a worker lives. Entries travel by gossip; of two entries

@@ -21,6 +21,7 @@ func sampleImage() image {
 		},
 		State: runner.State{
 			Pages: 2, Globals: []runner.Global{{Index: 1, Type: 0x7f, Value: 7}}, WASI: wasi.State{}, Clock: 5,
+			Program: []byte("frames"),
 		},
 		Timers:  []timerState{{ID: 1, Left: time.Second, Every: time.Minute}},
 		Senders: []senderCursor{{ID: senderID{1}, Done: 3, Replies: []reply{{Seq: 3, Payload: []byte("r")}}}},
@@ -29,6 +30,7 @@ func sampleImage() image {
 			Pending: []deliverMessage{{Seq: 1, Payload: []byte("m")}},
 		}},
 		Events: 4,
+		Lines:  [][]byte{[]byte("half a li"), nil},
 		Layout: pager.Layout{Pages: 32}.Append(nil),
 	}
 }

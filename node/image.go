@@ -13,7 +13,8 @@ const (
 	imageMagic   = "MNIM"
 	imageVersion = 1
 	// maxImage bounds an encoded image, in bytes: replies that have not
-	// reached their senders are the only large part.
+	// reached their senders, and a command's frames and streams, are the only
+	// large parts.
 	maxImage = 12 << 20
 )
 
@@ -30,6 +31,9 @@ type image struct {
 	// Layout is a pager.Layout: how large the memory is, and what of it need
 	// not travel any more.
 	Layout []byte `cbor:"8,keyasint"`
+	// Lines are what a command worker has written behind its last line end, to
+	// standard output and error.
+	Lines [][]byte `cbor:"9,keyasint,omitempty"`
 }
 
 // encode returns the image as it travels: magic, version, CBOR.
@@ -40,7 +44,7 @@ func (img image) encode() ([]byte, error) {
 		return nil, err
 	}
 	if buf.Len() > maxImage {
-		return nil, fmt.Errorf("the worker's image is %d bytes, the limit is %d: its clients leave too many replies unread",
+		return nil, fmt.Errorf("the worker's image is %d bytes, the limit is %d: its clients leave too many replies unread, or its program is too many calls deep",
 			buf.Len(), maxImage)
 	}
 	return buf.Bytes(), nil

@@ -275,6 +275,19 @@ func (in *inbox) pop() *message {
 	return m
 }
 
+// back puts m, which pop returned, where it was: it could not be processed yet.
+// Nobody is told; wake does that. An inbox that has been closed drops it, as it
+// did the rest.
+func (in *inbox) back(m *message) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed != nil {
+		return
+	}
+	in.queue = slices.Insert(in.queue, 0, m)
+	in.bytes += len(m.payload)
+}
+
 // done records the reply to m, which pop returned, and sends it unless the
 // inbox is gated.
 func (in *inbox) done(m *message, r reply) {

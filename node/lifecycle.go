@@ -45,6 +45,8 @@ func (s spec) validate() error {
 		return fmt.Errorf("worker name %.80q: want up to 63 of a-z, 0-9 and -, not - first", s.Name)
 	case s.MemoryLimit < runner.WasmPage || s.MemoryLimit > runner.MaxMemory || s.MemoryLimit%runner.WasmPage != 0:
 		return fmt.Errorf("memory limit of %d bytes: want a multiple of 64 KiB up to %d", s.MemoryLimit, int64(runner.MaxMemory))
+	case s.Suspend != "" && !control.ValidSuspend(s.Suspend):
+		return fmt.Errorf("suspend mode %.20q: want %s", s.Suspend, control.SuspendModes)
 	case s.ModuleBytes <= 0 || s.ModuleBytes > control.MaxModuleBytes:
 		return fmt.Errorf("module of %d bytes, the limit is %d", s.ModuleBytes, control.MaxModuleBytes)
 	}
@@ -67,7 +69,7 @@ func (n *Node) startRunner(ctx context.Context, s spec, epoch uint64, logs *logR
 	return runner.Start(ctx, runner.Config{
 		Exe: n.cfg.Exe, ModulePath: n.modules.path(s.Module), CacheDir: n.cfg.CacheDir,
 		MemoryLimit: s.MemoryLimit, Args: append([]string{s.Name}, s.Args...), Env: s.Env,
-		Interpreter: n.cfg.Interpreter, Logger: n.log.With("worker", s.ID),
+		Kind: s.kind(), Interpreter: n.cfg.Interpreter, Logger: n.log.With("worker", s.ID),
 		OnLog: func(l runner.Log) {
 			logs.add(control.LogLine{
 				Node: n.name(), Epoch: epoch, Level: strings.ToLower(l.Level.String()), Source: logSource(l.Source), Text: l.Text,
@@ -98,6 +100,12 @@ func (n *Node) create(ctx context.Context, s spec) (*worker, error) {
 		r.Close()
 		return nil, fmt.Errorf("start worker %s: %w", s.Name, err)
 	}
+	if s.Suspend == "" {
+		s.Suspend = control.SuspendEvent
+		if r.Command() {
+			s.Suspend = control.SuspendAnywhere
+		}
+	}
 	w := n.newWorker(s, 1, r, logs)
 	st, err := r.State(ctx)
 	if err != nil {
@@ -120,7 +128,7 @@ func (n *Node) create(ctx context.Context, s spec) (*worker, error) {
 	w.outbox.start()
 	w.start()
 	w.setState(control.StateRunning, "")
-	n.log.Info("worker started", "worker", s.ID, "name", s.Name, "module", s.Module)
+	n.log.Info("worker started", "worker", s.ID, "name", s.Name, "module", s.Module, "suspend", s.Suspend)
 	return w, nil
 }
 

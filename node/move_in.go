@@ -419,6 +419,10 @@ func (m *moveIn) continued(a handover.Resume) error {
 	if err := w.timers.restore(img.Timers); err != nil {
 		return err
 	}
+	if err := w.restoreConsole(img); err != nil {
+		return err
+	}
+	w.look() // there may be output that its last home did not take
 	m.mu.Lock()
 	if m.ctx.Err() != nil {
 		m.mu.Unlock()

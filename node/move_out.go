@@ -155,9 +155,18 @@ func (n *Node) strategy(name string) handover.Strategy {
 
 // moveAway begins a move.
 func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy handover.Strategy, limit time.Duration) (*moveOut, error) {
+	if w.Suspend == control.SuspendNever {
+		return nil, &control.Error{
+			Code: control.CodeConflict, Message: fmt.Sprintf("worker %s was started to stay where it is", w.Name),
+			Hint: "start it without --suspend never",
+		}
+	}
 	// A worker that has just arrived is moved on once all of its memory is
 	// here: nobody else could serve what is missing.
 	if err := n.settleArrival(ctx, w); err != nil {
+		return nil, err
+	}
+	if err := w.measure(ctx); err != nil && !errors.Is(err, errGone) {
 		return nil, err
 	}
 	rec, ok, err := n.journal.Get(w.ID)

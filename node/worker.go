@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -25,11 +26,26 @@ type spec struct {
 	Args        []string   `cbor:"6,keyasint,omitempty"`
 	Env         []string   `cbor:"7,keyasint,omitempty"`
 	Created     int64      `cbor:"8,keyasint"` // Unix nanoseconds at the node that made it
+	// Suspend is where the worker can be stopped to be moved, one of the control
+	// API's Suspend modes; empty is by the module's exports.
+	Suspend string `cbor:"9,keyasint,omitempty"`
+}
+
+// kind is what the worker's runner is to run it as.
+func (s spec) kind() runner.Kind {
+	switch s.Suspend {
+	case control.SuspendEvent:
+		return runner.EventWorker
+	case control.SuspendAnywhere:
+		return runner.CommandWorker
+	}
+	return runner.ByExports
 }
 
 // A worker is one worker at home on this node. Its loop goroutine owns the
 // runner and the timers and handles one event at a time; everything else
-// reaches them through do.
+// reaches them through do. A command worker's program runs beside the loop,
+// which feeds it its messages and takes its output.
 type worker struct {
 	spec
 	node   *Node
@@ -44,8 +60,14 @@ type worker struct {
 	paused bool // by the user
 	// noSends has the sends of the next event refused: see outboxPatience.
 	noSends bool
+	// console is a command worker's; nil for an event worker.
+	console *console
+	// attention has a token when there may be output that the runner's bell
+	// has rung for already.
+	attention chan struct{}
 
 	requests chan func()
+	opened   chan struct{}   // a token: what the worker says may leave the node
 	ctx      context.Context // of the loop
 	cancel   context.CancelCauseFunc
 	launch   sync.Once     // the loop was started, or never will be
@@ -84,8 +106,11 @@ type worker struct {
 func (n *Node) newWorker(s spec, epoch uint64, r *runner.Runner, logs *logRing) *worker {
 	w := &worker{
 		spec: s, node: n, inbox: newInbox(), logs: logs, runner: r,
-		requests: make(chan func()), ended: make(chan struct{}),
-		epoch: epoch, state: control.StateStarting, since: time.Now(),
+		requests: make(chan func()), opened: make(chan struct{}, 1), ended: make(chan struct{}),
+		epoch: epoch, state: control.StateStarting, since: time.Now(), attention: make(chan struct{}, 1),
+	}
+	if r != nil && r.Command() {
+		w.console = new(console)
 	}
 	w.ctx, w.cancel = context.WithCancelCause(n.ctx)
 	w.outbox = newOutbox(n, w.remark)
@@ -141,10 +166,15 @@ func (w *worker) do(ctx context.Context, f func()) error {
 func (w *worker) loop(ctx context.Context) {
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
+	w.goOn()
 	for {
-		var ready <-chan struct{}
+		var ready, bell, attention <-chan struct{}
 		var due, patience <-chan time.Time
-		if !w.frozen && !w.paused {
+		if w.console != nil && !w.frozen && !w.isGated() {
+			// Frozen, what it wrote is in its image.
+			bell, attention = w.runner.Bell(), w.attention
+		}
+		if !w.frozen && !w.paused && (w.console == nil || !w.console.full) {
 			now := time.Now()
 			full, until := w.outbox.full(now)
 			w.noSends = full
@@ -171,6 +201,11 @@ func (w *worker) loop(ctx context.Context) {
 			err = w.timer(ctx)
 		case <-patience:
 		case <-w.outbox.room:
+		case <-bell:
+			err = w.takeOutput(ctx)
+		case <-attention:
+			err = w.takeOutput(ctx)
+		case <-w.opened:
 		case <-w.runner.Done():
 			err = w.runner.Err()
 		case <-ctx.Done():
@@ -184,6 +219,9 @@ func (w *worker) loop(ctx context.Context) {
 }
 
 func (w *worker) message(ctx context.Context, m *message) error {
+	if w.console != nil {
+		return w.feed(ctx, m)
+	}
 	ev := runner.Event{Kind: runner.Send, ID: m.seq, Payload: m.payload}
 	if m.call {
 		ev.Kind = runner.Call
@@ -276,12 +314,16 @@ func (w *worker) isDraining() bool {
 // fail ends a worker that cannot go on. It is called on the loop.
 func (w *worker) fail(err error) {
 	reason := err.Error()
-	state := control.StateFailed
+	state, level := control.StateFailed, slog.LevelWarn
 	var lost *lostError
-	if errors.As(err, &lost) {
+	var exit *runner.ExitError
+	switch {
+	case errors.As(err, &lost):
 		state, reason = control.StateLost, lost.reason
+	case w.console != nil && errors.As(err, &exit) && exit.Kind == runner.Exited && exit.Code == 0:
+		state, reason, level = control.StateExited, exit.Reason, slog.LevelInfo
 	}
-	w.node.log.Warn("worker ended", "worker", w.ID, "name", w.Name, "state", state, "reason", reason)
+	w.node.log.Log(context.Background(), level, "worker ended", "worker", w.ID, "name", w.Name, "state", state, "reason", reason)
 	w.remark("worker %s: %s", state, reason)
 	w.finish(state, reason)
 }
@@ -400,9 +442,23 @@ func (w *worker) epochNow() uint64 {
 
 // halt and run stop and continue timers and events for one of two reasons:
 // the user's pause or a hand-over's freeze. They are called on the loop.
-func (w *worker) halt(why *bool) {
+//
+// An error means that the runner is gone, which the loop sees for itself.
+func (w *worker) halt(ctx context.Context, why *bool) error {
 	*why = true
 	w.timers.halt(time.Now())
+	if w.console == nil {
+		return nil
+	}
+	return w.runner.Halt(ctx)
+}
+
+// goOn lets a command's program run unless it must not. If its runner is gone
+// the loop sees it.
+func (w *worker) goOn() {
+	if w.console != nil && !w.frozen && !w.paused {
+		_ = w.runner.Run(context.WithoutCancel(w.ctx))
+	}
 }
 
 func (w *worker) run(why *bool) {
@@ -410,6 +466,7 @@ func (w *worker) run(why *bool) {
 	if !w.frozen && !w.paused {
 		w.timers.run(time.Now())
 		w.inbox.wake()
+		w.goOn()
 	}
 }
 
@@ -418,10 +475,13 @@ func (w *worker) run(why *bool) {
 func (w *worker) freeze(ctx context.Context) (img image, at time.Time, err error) {
 	derr := w.do(ctx, func() {
 		at = time.Now()
-		w.halt(&w.frozen)
-		w.outbox.stop()
 		// A request to the runner cannot be given up without ending it.
-		img, err = w.image(context.WithoutCancel(ctx))
+		whole := context.WithoutCancel(ctx)
+		err = w.halt(whole, &w.frozen)
+		w.outbox.stop()
+		if err == nil {
+			img, err = w.image(whole)
+		}
 		if err == nil {
 			err = context.Cause(ctx)
 		}
@@ -453,28 +513,32 @@ func (w *worker) image(ctx context.Context) (image, error) {
 	if err != nil {
 		return image{}, err
 	}
+	w.setMemory(st.Pages)
 	w.mu.Lock()
 	events := w.events
 	w.mu.Unlock()
 	return image{
 		Spec: w.spec, State: st, Timers: w.timers.state(),
 		Senders: w.inbox.cursors(), Outbox: w.outbox.state(),
-		Events: events, Paused: w.paused,
+		Events: events, Paused: w.paused, Lines: w.console.state(),
 	}, nil
 }
 
 // pause and resume are the user's.
 func (w *worker) pause(ctx context.Context) error {
-	return w.command(ctx, func() { w.halt(&w.paused) })
+	return w.command(ctx, func() error { return w.halt(context.WithoutCancel(ctx), &w.paused) })
 }
 
 func (w *worker) resume(ctx context.Context) error {
-	return w.command(ctx, func() { w.run(&w.paused) })
+	return w.command(ctx, func() error {
+		w.run(&w.paused)
+		return nil
+	})
 }
 
 // command carries out what the user wants of the worker, unless it is on its
 // way: its image is made, and would not have it.
-func (w *worker) command(ctx context.Context, f func()) (err error) {
+func (w *worker) command(ctx context.Context, f func() error) (err error) {
 	derr := w.do(ctx, func() {
 		if w.frozen {
 			err = &control.Error{
@@ -482,8 +546,9 @@ func (w *worker) command(ctx context.Context, f func()) (err error) {
 			}
 			return
 		}
-		f()
-		w.shown()
+		if err = f(); err == nil {
+			w.shown()
+		}
 	})
 	return errors.Join(derr, err)
 }
@@ -518,7 +583,7 @@ func (w *worker) describe() control.Worker {
 		Home: string(w.node.id), HomeName: w.node.name(), Epoch: w.epoch,
 		State: w.state, Reason: w.reason, MemoryBytes: w.memory, MemoryLimit: w.MemoryLimit,
 		Events: w.events, Senders: senders, Inbox: waiting,
-		Since: w.since, Created: time.Unix(0, w.Created),
+		Since: w.since, Created: time.Unix(0, w.Created), Suspend: w.Suspend, Command: w.console != nil,
 	}
 	if m := w.move; m != nil {
 		c.Phase, c.MoveTo = m.phase(), m.toName
@@ -557,5 +622,9 @@ func (w *worker) release() {
 	}
 	w.inbox.release()
 	w.outbox.start()
+	select {
+	case w.opened <- struct{}{}:
+	default:
+	}
 	w.announce()
 }

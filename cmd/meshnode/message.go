@@ -133,7 +133,10 @@ func (a *app) workerAttachCommand() *cobra.Command {
 		Long: `attach sends each line of standard input to a worker as a call and writes each
 reply as a line, in the same order, without waiting for one before it sends the
 next. It stays with the worker wherever it moves, and ends with standard input,
-after the last reply.`,
+after the last reply.
+
+A command worker has no replies: each line is one of its input, and what it
+writes is written as it comes, from the oldest line in its log, until it ends.`,
 		Args:              a.args(workerArg),
 		ValidArgsFunction: a.completeWorkers,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -142,12 +145,20 @@ after the last reply.`,
 			ctx, cancel := context.WithCancel(cmd.Context())
 			defer cancel()
 			open, stop := withTimeout(ctx, requestTimeout, "attach to "+args[0])
+			defer stop()
+			w, err := c.Worker(open, args[0])
+			if err != nil {
+				return err
+			}
 			s, err := c.Session(open, args[0])
-			stop()
 			if err != nil {
 				return err
 			}
 			defer s.Close()
+			stop()
+			if w.Command {
+				return a.attachProgram(ctx, c, args[0], s)
+			}
 			return a.attach(ctx, args[0], s)
 		},
 	})
@@ -160,7 +171,7 @@ func (a *app) attach(ctx context.Context, worker string, s *control.ClientSessio
 	// is the one that is not waited for: the process ends with it.
 	input := make(chan error, 1)
 	sent := make(chan time.Time, 1<<16)
-	go func() { input <- sendLines(ctx, a.stdin, s, sent) }()
+	go func() { input <- sendLines(ctx, a.stdin, s, true, sent) }()
 
 	failed := 0
 	for {
@@ -200,9 +211,54 @@ func (a *app) attach(ctx context.Context, worker string, s *control.ClientSessio
 	}
 }
 
-// sendLines sends each line as a call and ends the session's sending side
+// attachProgram passes lines to a command worker and what it writes back, until
+// it ends.
+func (a *app) attachProgram(ctx context.Context, c *control.Client, worker string, s *control.ClientSession) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	sent := make(chan time.Time, 1<<16)
+	go func() {
+		// Standard input may end before the program does.
+		if err := sendLines(ctx, a.stdin, s, false, sent); err != nil {
+			cancel(err)
+		}
+	}()
+	go func() {
+		for {
+			r, err := s.Recv(ctx)
+			switch {
+			case err != nil:
+				return // the log tells how the program ended
+			case r.Err != nil:
+				fmt.Fprintf(a.stderr, "meshnode: %s\n", r.Err)
+			case r.Status != 0:
+				fmt.Fprintf(a.stderr, "meshnode: %s\n", freeText(string(r.Payload)))
+			}
+			<-sent
+		}
+	}()
+	err := c.Logs(ctx, worker, true, func(l control.LogLine) error {
+		switch {
+		case a.format.value == "json":
+			return control.Encode(a.stdout, &l)
+		case l.Source == "stdout":
+			_, err := fmt.Fprintln(a.stdout, l.Text)
+			return err
+		case l.Source == "stderr":
+			_, err := fmt.Fprintln(a.stderr, l.Text)
+			return err
+		}
+		return nil
+	})
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// sendLines sends each line, as a call or not, and ends the session's sending side
 // with the last. When each was sent goes to sent.
-func sendLines(ctx context.Context, in io.Reader, s *control.ClientSession, sent chan<- time.Time) error {
+func sendLines(ctx context.Context, in io.Reader, s *control.ClientSession, call bool, sent chan<- time.Time) error {
 	sc := bufio.NewScanner(in)
 	sc.Buffer(nil, control.MaxPayloadBytes+2) // and its end of line
 	for n := 1; sc.Scan(); n++ {
@@ -211,7 +267,7 @@ func sendLines(ctx context.Context, in io.Reader, s *control.ClientSession, sent
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if err := s.Send(ctx, control.Message{Call: true, Payload: sc.Bytes()}); err != nil {
+		if err := s.Send(ctx, control.Message{Call: call, Payload: sc.Bytes()}); err != nil {
 			s.End(ctx)
 			return fmt.Errorf("line %d: %w", n, err)
 		}

@@ -33,13 +33,20 @@ func (a *app) workerRunCommand() *cobra.Command {
 		name    string
 		limit   = sizeValue{min: 64 << 10, max: 4 << 30}
 		env     pairsValue
+		suspend string
 		timeout = durationValue{d: 2 * time.Minute}
 	)
 	cmd := a.outputFlag(&cobra.Command{
 		Use:   "run FILE [-- ARGS...]",
 		Short: "Start a worker on this node",
 		Long: `run starts a worker from a WebAssembly file on this node (- reads standard
-input). The worker keeps its name and its id wherever it moves.`,
+input). The worker keeps its name and its id wherever it moves.
+
+A module that exports meshnode_event handles one message at a time and moves
+between two of them. An ordinary WASI program, which exports _start, runs its
+own main and moves in the middle of it: each message is a line of its standard
+input (one that is a single Ctrl-D character ends it), and its log is what it
+writes. --suspend never keeps a worker of either kind on this node.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			own := args
 			if n := cmd.ArgsLenAtDash(); n >= 0 {
@@ -66,24 +73,28 @@ input). The worker keeps its name and its id wherever it moves.`,
 			if err := control.CheckWorkerName(name); err != nil {
 				return err
 			}
+			if suspend != "" && !control.ValidSuspend(suspend) {
+				return usagef("--suspend %s: want %s", suspend, control.SuspendModes)
+			}
 			ctx, cancel := withTimeout(cmd.Context(), timeout.d, "run "+name)
 			defer cancel()
 			c := a.client()
 			defer c.Close()
 			w, err := c.RunWorker(ctx, control.RunRequest{
-				Name: name, MemoryLimit: limit.bytes, Args: args[1:], Env: env.pairs,
+				Name: name, MemoryLimit: limit.bytes, Args: args[1:], Env: env.pairs, Suspend: suspend,
 			}, file.r, file.size)
 			if err != nil {
 				return err
 			}
 			return a.print(&w, func(out io.Writer) {
-				fmt.Fprintf(out, "%s runs on %s (%s, limit %s, id %s)\n",
-					freeText(w.Name), freeText(w.HomeName), size(w.MemoryBytes), size(w.MemoryLimit), w.ID)
+				fmt.Fprintf(out, "%s runs on %s (%s, limit %s, suspend %s, id %s)\n",
+					freeText(w.Name), freeText(w.HomeName), size(w.MemoryBytes), size(w.MemoryLimit), freeText(w.Suspend), w.ID)
 			})
 		},
 	})
 	cmd.Flags().StringVar(&name, "name", "", "the worker's name (default: the file's)")
 	cmd.Flags().Var(&limit, "memory-limit", "the most memory it may have, as 256MiB (default: the node's)")
+	cmd.Flags().StringVar(&suspend, "suspend", "", "where it can be stopped to be moved: anywhere, event or never (default: by the module's exports)")
 	cmd.Flags().Var(&env, "env", "a variable of its environment (repeatable)")
 	cmd.Flags().Var(&timeout, "timeout", "how long to wait until it runs")
 	return cmd
@@ -257,6 +268,7 @@ func workerTable(out io.Writer, w control.Worker) {
 		field(out, "writes", shortSize(a.DirtyBytesPerSec)+"/s")
 		field(out, "working set", activityText(*a))
 	}
+	field(out, "suspend", freeText(w.Suspend))
 	field(out, "events", w.Events)
 	field(out, "inbox", fmt.Sprintf("%s waiting, from %s", plural(w.Inbox, "message"), plural(w.Senders, "sender")))
 	field(out, "module", w.Module)

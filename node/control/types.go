@@ -209,6 +209,27 @@ type RunRequest struct {
 	MemoryLimit uint64   `json:"memoryLimit,omitempty"`
 	Args        []string `json:"args,omitempty"`
 	Env         []string `json:"env,omitempty"` // KEY=VALUE
+	// Suspend is one of the Suspend modes; empty leaves it to the module's
+	// exports.
+	Suspend string `json:"suspend,omitempty"`
+}
+
+// Where a worker can be stopped to be moved.
+const (
+	// SuspendAnywhere is for a program with a main of its own: it stops wherever
+	// it is, within a loop or a call.
+	SuspendAnywhere = "anywhere"
+	// SuspendEvent is for a module with a handler, which stops between events.
+	SuspendEvent = "event"
+	// SuspendNever is for either: it stays on the node that started it.
+	SuspendNever = "never"
+	// SuspendModes lists them, for messages.
+	SuspendModes = "anywhere, event or never"
+)
+
+// ValidSuspend says whether s is a Suspend mode.
+func ValidSuspend(s string) bool {
+	return s == SuspendAnywhere || s == SuspendEvent || s == SuspendNever
 }
 
 // States of a worker.
@@ -221,6 +242,7 @@ const (
 	StateDraining = "draining" // answers here, memory still arriving
 	StateInDoubt  = "in-doubt" // committed, the destination has not answered
 	StateStopped  = "stopped"  // ended on request
+	StateExited   = "exited"   // its program ran to its end
 	StateFailed   = "failed"   // ended by itself: see Worker.Reason
 	StateLost     = "lost"     // its memory cannot be had any more: see Worker.Reason
 )
@@ -268,18 +290,23 @@ type Worker struct {
 	Home     string `json:"home"`   // id of the node that runs it
 	HomeName string `json:"homeName"`
 	// Epoch rises by one at every change of owner, from 1.
-	Epoch       uint64    `json:"epoch"`
-	State       string    `json:"state"`
-	Reason      string    `json:"reason,omitempty"` // why it failed, is lost, is in doubt
-	Phase       string    `json:"phase,omitempty"`  // of a move in progress
-	MoveTo      string    `json:"moveTo,omitempty"` // name of its destination
-	MemoryBytes uint64    `json:"memoryBytes"`
-	MemoryLimit uint64    `json:"memoryLimit"`
-	Events      uint64    `json:"events"` // handled since it was created
-	Senders     int       `json:"senders"`
-	Inbox       int       `json:"inbox"` // messages waiting
-	Since       time.Time `json:"since"` // when it entered State
-	Created     time.Time `json:"created"`
+	Epoch       uint64 `json:"epoch"`
+	State       string `json:"state"`
+	Reason      string `json:"reason,omitempty"` // why it failed, is lost, is in doubt
+	Phase       string `json:"phase,omitempty"`  // of a move in progress
+	MoveTo      string `json:"moveTo,omitempty"` // name of its destination
+	MemoryBytes uint64 `json:"memoryBytes"`
+	MemoryLimit uint64 `json:"memoryLimit"`
+	Events      uint64 `json:"events"` // handled since it was created
+	Senders     int    `json:"senders"`
+	Inbox       int    `json:"inbox"` // messages waiting
+	// Suspend is one of the Suspend modes.
+	Suspend string `json:"suspend,omitempty"`
+	// Command says that the worker runs a main of its own: messages are lines of
+	// its input, and it answers no calls.
+	Command bool      `json:"command,omitempty"`
+	Since   time.Time `json:"since"` // when it entered State
+	Created time.Time `json:"created"`
 	// ResidentShare is how much of its memory is at its home: below 1 while
 	// it drains. Only where one worker is asked for.
 	ResidentShare float64 `json:"residentShare,omitempty"`

@@ -11,12 +11,14 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/sys"
+	"golang.org/x/sys/unix"
 
 	"meshnode/node/suspend"
 	"meshnode/node/wasi"
@@ -27,6 +29,9 @@ import (
 const (
 	childSocket = 3
 	childMemory = 4
+	// childBell is a pipe on which a program says, by a byte, that there is
+	// something to take.
+	childBell = 5
 )
 
 // childEnv is all of the child's environment.
@@ -72,6 +77,9 @@ type child struct {
 	wasi    *wasi.Host
 	host    *host
 	linear  *linearMemory
+	// program is a command worker's; nil for an event worker, which has a
+	// handler.
+	program *program
 	stack   [3]uint64
 	phase   phase
 	// lost is set when the node cannot be written to any more.
@@ -150,19 +158,15 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 		info.UFFD, info.Features = true, features
 	}
 
+	c.clock = wasi.NewClock(0)
 	binary, err := os.ReadFile(s.ModulePath)
 	if err != nil {
 		return nil, fmt.Errorf("read module: %w", err)
 	}
-	prepared, err := suspend.Prepare(binary)
-	if err != nil {
+	if binary, err = c.rewrite(binary, s.Kind); err != nil {
 		return nil, err
 	}
-	binary = nil
-	c.info = prepared.Info
-	if err := c.info.CanBeEventWorker(); err != nil {
-		return nil, err
-	}
+	info.Command = c.program != nil
 	if need := uint64(c.info.MemoryMin) * WasmPage; need > c.limit {
 		return nil, &ExitError{Kind: MemoryLimit, Reason: fmt.Sprintf("the module starts with %d bytes of memory, its limit is %d", need, c.limit)}
 	}
@@ -181,19 +185,25 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 		config = config.WithCompilationCache(cache)
 	}
 	c.runtime = wazero.NewRuntimeWithConfig(ctx, config)
-	c.clock = wasi.NewClock(0)
 	c.host = newHost(c.clock, c.log)
 	if err := c.host.instantiate(ctx, c.runtime); err != nil {
 		return nil, err
 	}
-	c.wasi, err = wasi.New(wasi.Config{Args: s.Args, Env: s.Env, Clock: c.clock, Output: c.output})
+	world := wasi.Config{Args: s.Args, Env: s.Env, Clock: c.clock, Output: c.output}
+	if c.program != nil {
+		world.Streams, world.Wait = c.program.streams, c.program.wait
+		if err := c.program.instantiate(ctx, c.runtime); err != nil {
+			return nil, err
+		}
+	}
+	c.wasi, err = wasi.New(world)
 	if err != nil {
 		return nil, err
 	}
 	if err := c.wasi.Instantiate(ctx, c.runtime); err != nil {
 		return nil, err
 	}
-	compiled, err := c.runtime.CompileModule(ctx, prepared.Module)
+	compiled, err := c.runtime.CompileModule(ctx, binary)
 	if err != nil {
 		return nil, &suspend.RefusedError{
 			Feature: "invalid module",
@@ -211,6 +221,19 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 	if err != nil {
 		return nil, fmt.Errorf("instantiate module: %w", err)
 	}
+	info.Pages = c.pages()
+	// Compiling takes far more memory than running.
+	binary = nil
+	debug.FreeOSMemory()
+	if err := lockDown(); err != nil {
+		info.SandboxError = err.Error()
+	} else {
+		info.Sandbox = true
+	}
+	if c.program != nil {
+		return info, c.program.attach(c.module)
+	}
+	_ = unix.Close(childBell)
 	c.handler = c.module.ExportedFunction("meshnode_event")
 	for _, g := range c.info.Globals {
 		m, ok := c.module.ExportedGlobal(g.Export).(api.MutableGlobal)
@@ -219,19 +242,46 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 		}
 		c.globals = append(c.globals, m)
 	}
-	info.Pages = c.pages()
-
-	// Compiling takes far more memory than running.
-	debug.FreeOSMemory()
-	if err := lockDown(); err != nil {
-		info.SandboxError = err.Error()
-	} else {
-		info.Sandbox = true
-	}
 	return info, nil
 }
 
-func (c *child) pages() uint32 { return uint32(len(c.linear.current) / WasmPage) }
+// rewrite makes a module movable, and with that decides what kind of worker it
+// is. The result is what to compile.
+func (c *child) rewrite(module []byte, kind Kind) ([]byte, error) {
+	if kind > CommandWorker {
+		return nil, fmt.Errorf("%w: worker of kind %d", errFrame, kind)
+	}
+	var refused error
+	if kind != CommandWorker {
+		prepared, err := suspend.Prepare(module)
+		if err == nil {
+			err = prepared.Info.CanBeEventWorker()
+		}
+		if err == nil {
+			c.info = prepared.Info
+			return prepared.Module, nil
+		}
+		if kind == EventWorker {
+			return nil, err
+		}
+		refused = err
+	}
+	p, err := suspend.Rewrite(module, suspend.Options{Poll: suspend.Flag})
+	if err != nil {
+		return nil, err
+	}
+	if refused != nil && (p.Info.Event || !p.Info.Command) {
+		return nil, refused // it was meant to be an event worker
+	}
+	if err := canBeCommand(&p.Info); err != nil {
+		return nil, err
+	}
+	c.info = p.Info
+	c.program = newProgram(p, c.clock, c.outcome)
+	return p.Module, nil
+}
+
+func (c *child) pages() uint32 { return uint32(c.linear.size.Load() / WasmPage) }
 
 // serve answers one request. The error is one that ends the process.
 func (c *child) serve(ctx context.Context, typ byte, body []byte) error {
@@ -264,7 +314,7 @@ func (c *child) serve(ctx context.Context, typ byte, body []byte) error {
 		if c.phase != phaseCleared {
 			return c.refuse("the worker's memory has not been cleared")
 		}
-		if err := c.restore(&s); err != nil {
+		if err := c.restore(ctx, &s); err != nil {
 			return c.refuse("restore: " + err.Error())
 		}
 		c.phase = phaseLive
@@ -275,8 +325,8 @@ func (c *child) serve(ctx context.Context, typ byte, body []byte) error {
 		if err := decode(body, &e); err != nil {
 			return c.refuse(err.Error())
 		}
-		if c.phase != phaseLive {
-			return c.refuse("the worker has not been initialised or restored")
+		if c.phase != phaseLive || c.program != nil {
+			return c.refuse("the worker has not been initialised or restored, or takes no events")
 		}
 		if e.Kind > Timer || len(e.Payload) > MaxPayload {
 			return c.refuse(fmt.Sprintf("event of kind %d with %d bytes", e.Kind, len(e.Payload)))
@@ -307,9 +357,64 @@ func (c *child) serve(ctx context.Context, typ byte, body []byte) error {
 		if c.phase != phaseLive {
 			return c.refuse("the worker has not been initialised or restored")
 		}
-		return c.link.write(msgStateIs, c.state())
+		state, err := c.state(ctx)
+		if err != nil {
+			return c.refuse("state: " + err.Error())
+		}
+		return c.link.write(msgStateIs, state)
+
+	case msgRun, msgHalt, msgPush, msgTake:
+		if c.phase != phaseLive || c.program == nil {
+			return c.refuse("the worker has not been initialised or restored, or is no command")
+		}
+		return c.serveProgram(typ, body)
 	}
 	return fmt.Errorf("%w: type %#x", errFrame, typ)
+}
+
+// serveProgram answers what only command workers are asked.
+func (c *child) serveProgram(typ byte, body []byte) error {
+	switch typ {
+	case msgRun:
+		c.program.run()
+		return c.link.write(msgOK, nil)
+
+	case msgHalt:
+		c.program.halt()
+		return c.link.write(msgOK, nil)
+
+	case msgPush:
+		var in input
+		if err := decode(body, &in); err != nil {
+			return c.refuse(err.Error())
+		}
+		var err error
+		switch {
+		case in.End:
+			c.program.streams.CloseInput()
+		case len(in.Message) > 0:
+			err = c.program.streams.Push(in.Message)
+		}
+		switch {
+		case errors.Is(err, wasi.ErrFull):
+			return c.link.write(msgPushed, &pushed{Full: true})
+		case errors.Is(err, wasi.ErrInputClosed):
+			return c.link.write(msgPushed, &pushed{Ended: true})
+		case err != nil:
+			return c.refuse(err.Error())
+		}
+		return c.link.write(msgPushed, &pushed{})
+	}
+	var ask ack
+	if err := decode(body, &ask); err != nil {
+		return c.refuse(err.Error())
+	}
+	t, err := c.program.take(ask.Acked)
+	if err != nil {
+		return c.refuse(err.Error())
+	}
+	t.Pages = c.pages()
+	return c.link.write(msgTaken, t)
 }
 
 func (c *child) refuse(reason string) error {
@@ -320,6 +425,9 @@ func (c *child) refuse(reason string) error {
 // _initialize. Both may arm timers only through events, so nothing comes of
 // them but memory.
 func (c *child) initialise(ctx context.Context) *stopped {
+	if c.program != nil {
+		return nil // its start function can be halted like the rest of it
+	}
 	for _, name := range []string{c.info.Start, "_initialize"} {
 		if name == "" || name == "_initialize" && !c.info.Initialize {
 			continue
@@ -352,9 +460,17 @@ func (c *child) event(ctx context.Context, e Event) (*Effects, *stopped) {
 	return out, nil
 }
 
-// stop says why the worker runs no more.
+// stop ends the worker, and says why it runs no more.
 func (c *child) stop(err error) *stopped {
 	c.phase = phaseStopped
+	return c.outcome(err)
+}
+
+// outcome says why a worker runs no more whose function returned err.
+func (c *child) outcome(err error) *stopped {
+	if err == nil {
+		return &stopped{Kind: Exited, Reason: "its main function returned"}
+	}
 	var exit *sys.ExitError
 	if errors.As(err, &exit) {
 		s := &stopped{Kind: Exited, Code: exit.ExitCode(), Reason: fmt.Sprintf("it called proc_exit with code %d", exit.ExitCode())}
@@ -373,36 +489,51 @@ func (c *child) stop(err error) *stopped {
 	return s
 }
 
-func (c *child) state() *State {
-	s := &State{
-		Pages: c.pages(),
-		WASI:  c.wasi.State(),
-		Clock: c.clock.Now(),
-		Armed: c.host.timers(),
+func (c *child) state(ctx context.Context) (*State, error) {
+	s := &State{Pages: c.pages()}
+	if c.program != nil {
+		var err error
+		if s.Program, err = c.program.capture(ctx); err != nil {
+			return nil, err
+		}
 	}
-	for i, g := range c.info.Globals {
-		v := c.globals[i].Get()
+	s.WASI, s.Clock, s.Armed = c.wasi.State(), c.clock.Now(), c.host.timers()
+	for i, m := range c.globals {
+		g, v := c.info.Globals[i], m.Get()
 		if g.Type == api.ValueTypeI32 || g.Type == api.ValueTypeF32 {
 			v &= math.MaxUint32
 		}
 		s.Globals = append(s.Globals, Global{Index: g.Index, Type: g.Type, Value: v})
 	}
-	return s
+	return s, nil
 }
 
 // restore makes the worker what s says. It checks all of s first, so that a
 // worker is restored as a whole or not at all, and touches no page of memory.
-func (c *child) restore(s *State) error {
+func (c *child) restore(ctx context.Context, s *State) error {
 	if len(s.Globals) != len(c.globals) {
 		return fmt.Errorf("%d globals, the module has %d", len(s.Globals), len(c.globals))
 	}
-	for i, g := range s.Globals {
+	for i, g := range s.Globals { // a command's are among what is its program's
 		want := c.info.Globals[i]
 		if g.Index != want.Index || g.Type != want.Type {
 			return fmt.Errorf("global %d of type %#x, the module has global %d of type %#x", g.Index, g.Type, want.Index, want.Type)
 		}
 		if (g.Type == api.ValueTypeI32 || g.Type == api.ValueTypeF32) && g.Value > math.MaxUint32 {
 			return fmt.Errorf("global %d is over 32 bits", g.Index)
+		}
+	}
+	var program *suspend.State
+	switch {
+	case c.program == nil && len(s.Program) > 0:
+		return errors.New("the state of a command, the module is an event worker")
+	case c.program != nil:
+		var err error
+		if program, err = c.program.parse(s.Program); err != nil {
+			return err
+		}
+		if s.WASI.Streams == nil || len(s.Armed) > 0 {
+			return errors.New("a command without streams, or with timers")
 		}
 	}
 	if s.Clock < 0 {
@@ -426,6 +557,9 @@ func (c *child) restore(s *State) error {
 		c.globals[i].Set(g.Value)
 	}
 	c.clock.Set(s.Clock)
+	if program != nil {
+		return c.program.restore(ctx, program)
+	}
 	return nil
 }
 
@@ -450,7 +584,9 @@ func (c *child) output(stream int, line []byte) {
 // and never moves.
 type linearMemory struct {
 	reservation []byte
-	current     []byte
+	// size is how much of it the worker has, in bytes. Anyone may read it while
+	// a program runs.
+	size atomic.Uint64
 	// refused is set when the worker asked for more than the limit.
 	refused bool
 }
@@ -465,8 +601,8 @@ func (m *linearMemory) Reallocate(size uint64) []byte {
 		m.refused = true
 		return nil
 	}
-	m.current = m.reservation[:size:size]
-	return m.current
+	m.size.Store(size)
+	return m.reservation[:size:size]
 }
 
 // Free does nothing: the mapping lasts as long as the process.

@@ -30,6 +30,10 @@ const (
 	msgEvent   = 0x05 // Event -> effects | stopped
 	msgState   = 0x06 // nothing -> state
 	msgForget  = 0x07 // stretch -> ok | failed
+	msgRun     = 0x08 // nothing -> ok | failed
+	msgHalt    = 0x09 // nothing -> ok | failed
+	msgPush    = 0x0a // input -> pushed | failed
+	msgTake    = 0x0b // ack -> taken | failed
 
 	// From the runner.
 	msgReady   = 0x81 // ready; the userfaultfd, if any, travels with its first byte
@@ -39,16 +43,21 @@ const (
 	msgEffects = 0x85 // Effects
 	msgStateIs = 0x86 // State
 	msgLog     = 0x87 // logLine
+	msgPushed  = 0x88 // pushed
+	msgTaken   = 0x89 // taken
 )
 
 const (
 	frameHeader = 5
 	// maxRequest bounds a message to the runner: a payload or the state of a
-	// worker with as many globals and timers as allowed.
-	maxRequest = MaxPayload + 1<<20
+	// worker with as many globals, timers, frames and bytes in its streams as
+	// allowed.
+	maxRequest = MaxPayload + MaxSendBytes + 1<<20
 	// maxAnswer bounds a message from the runner: the largest reply, the most
-	// messages and the most timers.
-	maxAnswer = MaxPayload + MaxSendBytes + 1<<20
+	// messages and the most timers, or a state.
+	maxAnswer = maxRequest
+	// maxTake bounds the output in one answer, in bytes.
+	maxTake = 256 << 10
 )
 
 type setup struct {
@@ -58,6 +67,33 @@ type setup struct {
 	Args        []string `cbor:"4,keyasint,omitempty"`
 	Env         []string `cbor:"5,keyasint,omitempty"`
 	Interpreter bool     `cbor:"6,keyasint,omitempty"`
+	Kind        Kind     `cbor:"7,keyasint,omitempty"`
+}
+
+// An input is what comes next on a command's standard input: a message, or its
+// end.
+type input struct {
+	Message []byte `cbor:"1,keyasint,omitempty"`
+	End     bool   `cbor:"2,keyasint,omitempty"`
+}
+
+// A pushed says what became of an input. Full: there was no room. Ended: the
+// input had ended before.
+type pushed struct {
+	Full  bool `cbor:"1,keyasint,omitempty"`
+	Ended bool `cbor:"2,keyasint,omitempty"`
+}
+
+type ack struct {
+	Acked uint64 `cbor:"1,keyasint"`
+}
+
+// A taken is Taken on its way.
+type taken struct {
+	Output []Output `cbor:"1,keyasint,omitempty"`
+	Unread int      `cbor:"2,keyasint,omitempty"`
+	Pages  uint32   `cbor:"3,keyasint"`
+	Ended  *stopped `cbor:"4,keyasint,omitempty"`
 }
 
 type ready struct {
@@ -76,6 +112,8 @@ type ready struct {
 	// SandboxError says why.
 	Sandbox      bool   `cbor:"7,keyasint,omitempty"`
 	SandboxError string `cbor:"8,keyasint,omitempty"`
+	// Command tells a command worker from an event worker.
+	Command bool `cbor:"9,keyasint,omitempty"`
 }
 
 // A stretch of linear memory, in bytes.

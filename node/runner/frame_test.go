@@ -36,6 +36,11 @@ func FuzzMessages(f *testing.F) {
 	seed(msgStopped, &stopped{Kind: Trapped, Reason: "unreachable", Stack: "x"})
 	seed(msgEffects, &Effects{Status: -1, Reply: []byte("r"), Replied: true, Sends: []Message{{"a", []byte("b")}}, Timers: []TimerOp{{ID: 1, After: 2}}})
 	seed(msgLog, &logLine{Level: 4, Source: "guest", Text: "line"})
+	seed(msgRestore, &State{Pages: 3, Program: []byte("frames"), WASI: wasi.State{Streams: &wasi.StreamState{In: [][]byte{{1}}, Pushed: 1}}})
+	seed(msgPush, &input{Message: []byte("line\n")})
+	seed(msgPushed, &pushed{Full: true})
+	seed(msgTake, &ack{Acked: 9})
+	seed(msgTaken, &taken{Output: []Output{{Stream: 1, Data: []byte("out")}}, Unread: 2, Pages: 3, Ended: &stopped{Kind: Exited}})
 	seed(msgOK, nil)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		typ, n, err := frameSize(b, 1<<16)
@@ -61,6 +66,14 @@ func FuzzMessages(f *testing.F) {
 			v = new(Effects)
 		case msgLog:
 			v = new(logLine)
+		case msgPush:
+			v = new(input)
+		case msgPushed:
+			v = new(pushed)
+		case msgTake:
+			v = new(ack)
+		case msgTaken:
+			v = new(taken)
 		default:
 			return
 		}
@@ -69,6 +82,9 @@ func FuzzMessages(f *testing.F) {
 		}
 		if e, ok := v.(*Effects); ok && e.check() == nil && len(e.Sends) > MaxSends {
 			t.Fatal("too many messages")
+		}
+		if tk, ok := v.(*taken); ok {
+			_ = tk.check(1 << 20)
 		}
 		if l, ok := v.(*logLine); ok {
 			if got := l.log(); len(got.Text) > 3*MaxLogLine {
@@ -139,6 +155,17 @@ func TestFrameSize(t *testing.T) {
 	}
 	if err := decode(b[frameHeader:], new(State)); err != nil {
 		t.Error(err)
+	}
+	// So does the largest state of a command.
+	s = &State{Program: make([]byte, maxProgramState), WASI: wasi.State{
+		FDs: make([]wasi.FD, wasi.MaxFDs),
+		Streams: &wasi.StreamState{
+			In:  [][]byte{make([]byte, wasi.MaxInput)},
+			Out: []wasi.OutputState{{Stream: 1, Data: make([]byte, wasi.MaxOutput)}},
+		},
+	}}
+	if b, err = frameOf(msgRestore, s); err != nil || len(b) > maxRequest {
+		t.Errorf("a command's state of %d bytes, %v", len(b), err)
 	}
 }
 

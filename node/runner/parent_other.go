@@ -32,6 +32,13 @@ func (r *Runner) Clear(context.Context) error                  { return ErrUnsup
 func (r *Runner) Forget(context.Context, uint64, uint64) error { return ErrUnsupported }
 func (r *Runner) Restore(context.Context, State) error         { return ErrUnsupported }
 func (r *Runner) Call(context.Context, Event) (Effects, error) { return Effects{}, ErrUnsupported }
+func (r *Runner) Command() bool                                { return false }
+func (r *Runner) Bell() <-chan struct{}                        { return nil }
+func (r *Runner) Run(context.Context) error                    { return ErrUnsupported }
+func (r *Runner) Halt(context.Context) error                   { return ErrUnsupported }
+func (r *Runner) Push(context.Context, []byte) error           { return ErrUnsupported }
+func (r *Runner) EndInput(context.Context) error               { return ErrUnsupported }
+func (r *Runner) Take(context.Context, uint64) (Taken, error)  { return Taken{}, ErrUnsupported }
 func (r *Runner) State(context.Context) (State, error)         { return State{}, ErrUnsupported }
 func (r *Runner) Region() Region                               { return Region{UFFD: -1} }
 func (r *Runner) Compiled() bool                               { return false }

@@ -34,6 +34,10 @@ type Runner struct {
 	// said is what the worker wrote to its own standard error in this request.
 	said tail
 
+	// chime is the bell's other end; bell has a token after it rang.
+	chime *os.File
+	bell  chan struct{}
+
 	done chan struct{} // closed when the process is gone and exit is set
 
 	mu sync.Mutex
@@ -105,6 +109,7 @@ func start(ctx context.Context, cfg Config) (_ *Runner, err error) {
 		memory: mem,
 		stderr: new(tail),
 		turn:   make(chan struct{}, 1),
+		bell:   make(chan struct{}, 1),
 		done:   make(chan struct{}),
 	}
 	r.region = Region{Data: mem.data, UFFD: -1, File: mem.file}
@@ -139,11 +144,17 @@ func (r *Runner) spawn(exe string) error {
 		return err
 	}
 	defer theirs.Close()
+	chime, theirBell, err := os.Pipe()
+	if err != nil {
+		unix.Close(ours)
+		return fmt.Errorf("make a pipe: %w", err)
+	}
+	defer theirBell.Close()
 	cmd := &exec.Cmd{Path: exe, Args: []string{"meshnode", ChildArg}}
 	cmd.Env = childEnv()
 	cmd.Dir = "/"
 	cmd.Stderr = r.stderr
-	cmd.ExtraFiles = []*os.File{theirs, r.memory.file}
+	cmd.ExtraFiles = []*os.File{theirs, r.memory.file, theirBell}
 	cmd.SysProcAttr = childAttr()
 
 	// The kernel ends the child when the thread that forked it ends, so all
@@ -153,10 +164,12 @@ func (r *Runner) spawn(exe string) error {
 	if err != nil {
 		theSpawner.release()
 		unix.Close(ours)
+		chime.Close()
 		return fmt.Errorf("run %s: %w", exe, err)
 	}
 	r.cmd = cmd
 	r.link = newLink(ours, parentKeep)
+	r.chime = chime
 	r.region.PID = cmd.Process.Pid
 	go r.wait()
 	return nil
@@ -210,6 +223,7 @@ func (r *Runner) setUp(ctx context.Context, cfg Config) error {
 		Args:        cfg.Args,
 		Env:         cfg.Env,
 		Interpreter: cfg.Interpreter,
+		Kind:        cfg.Kind,
 	}, msgReady, &info)
 	// The process may be gone, but nobody else uses the link before Start
 	// returns.
@@ -235,6 +249,9 @@ func (r *Runner) setUp(ctx context.Context, cfg Config) error {
 	}
 	r.region.Base = info.Base
 	r.info = info
+	if info.Command {
+		go r.listen()
+	}
 	r.log.Debug("runner started", "pid", r.region.PID, "compiler", info.Compiler, "userfaultfd", info.UFFD,
 		"userfaultfd_error", info.UFFDError, "sandbox", info.Sandbox, "sandbox_error", info.SandboxError)
 	return nil
@@ -427,8 +444,8 @@ func (r *Runner) Call(ctx context.Context, e Event) (Effects, error) {
 	return out, nil
 }
 
-// State returns the worker's state between two events. Linear memory is still
-// until the next request.
+// State returns the worker's state between two events, or of a command that has
+// been halted. Linear memory is still until the next request.
 func (r *Runner) State(ctx context.Context) (State, error) {
 	var s State
 	if err := r.request(ctx, msgState, nil, msgStateIs, &s); err != nil {
@@ -494,6 +511,7 @@ func (r *Runner) Close() error {
 	r.turn <- struct{}{}
 	defer func() { <-r.turn }()
 	unix.Close(r.link.fd)
+	r.chime.Close()
 	// With the process dead nobody can fault on it any more, so that closing
 	// the last copy hurts nobody.
 	if r.region.UFFD >= 0 {

@@ -8,6 +8,13 @@
 // child before it returns: an event's reply, messages and timers come back
 // together in [Effects], and an event that traps has none.
 //
+// That is an event worker. A command worker has a main of its own: the child
+// makes it able to stop anywhere (package suspend) and runs it from [Runner.Run]
+// to [Runner.Halt] in a goroutine, while requests are answered as ever. What it
+// reads and writes is kept in the child, and in its State ([wasi.Streams]): the
+// node pushes input and takes output, and the child rings a bell, a byte in a
+// pipe, when there is something new to take.
+//
 // A worker that traps, exits, loops for ever or breaks its process takes
 // nothing else along: the node sees an [*ExitError] that says what happened.
 package runner
@@ -69,6 +76,11 @@ var (
 	ErrUnsupported = errors.New("runner not supported on this operating system yet")
 	// ErrPayloadTooLarge means that an event's payload is over MaxPayload.
 	ErrPayloadTooLarge = fmt.Errorf("payload larger than %d bytes", MaxPayload)
+	// ErrInputFull means that a command has too much input that it has not read;
+	// [Runner.Bell] rings when there is room.
+	ErrInputFull = errors.New("the program has too much input that it has not read")
+	// ErrInputEnded means that a command's input has ended.
+	ErrInputEnded = errors.New("the program's input has ended")
 	// ErrClosed means that Close was called.
 	ErrClosed = errors.New("runner closed")
 )
@@ -92,6 +104,8 @@ type Config struct {
 	// Args and Env are what the worker sees as its command line and
 	// environment. Args[0] is its name.
 	Args, Env []string
+	// Kind is what to run the module as.
+	Kind Kind
 	// Interpreter runs the worker without compiling it. Where the compiler is
 	// not supported, it is not used in any case.
 	Interpreter bool
@@ -102,6 +116,19 @@ type Config struct {
 	// Logger is for what the runner itself has to say; nil means none.
 	Logger *slog.Logger
 }
+
+// A Kind says how a worker runs.
+type Kind uint8
+
+const (
+	// ByExports is an event worker if the module exports a handler, else a
+	// command.
+	ByExports Kind = iota
+	// EventWorker handles one event at a time, by [Runner.Call].
+	EventWorker
+	// CommandWorker runs its own main, from [Runner.Run] to [Runner.Halt].
+	CommandWorker
+)
 
 // A Log is one line a worker wrote.
 type Log struct {
@@ -182,6 +209,30 @@ type State struct {
 	// Armed are the timers the worker has armed, ordered by id. The timers
 	// themselves live in the node; the runner only counts them.
 	Armed []ArmedTimer `cbor:"5,keyasint,omitempty"`
+	// Program is a command's frames, globals, tables and dropped segments: a
+	// suspend.State, encoded. Its Globals above are empty.
+	Program []byte `cbor:"6,keyasint,omitempty"`
+}
+
+// An Output is a piece of what a command wrote to one stream.
+type Output struct {
+	// Stream is 1 for standard output, 2 for standard error.
+	Stream int    `cbor:"1,keyasint"`
+	Data   []byte `cbor:"2,keyasint"`
+}
+
+// Taken is a command's output as far as it has come.
+type Taken struct {
+	// Output begins at the acknowledged offset, in the order it was written.
+	Output []Output
+	// Unread is how many messages the command has yet to read, in whole or in
+	// part.
+	Unread int
+	// Pages is the size of linear memory, in WasmPage.
+	Pages uint32
+	// Ended says how the command ended, behind the last of its output; nil while
+	// it has not.
+	Ended *ExitError
 }
 
 // A Global is the value of one mutable global.

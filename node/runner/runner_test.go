@@ -579,9 +579,6 @@ func TestRestoreRefuses(t *testing.T) {
 }
 
 func TestRefusedModules(t *testing.T) {
-	command := new(Module)
-	command.Mem(1, 0)
-	command.Export("_start", Function, command.Func(nil, nil, nil))
 	mutates := new(Module)
 	mutates.Mem(1, 0)
 	mutates.Tab(1)
@@ -591,7 +588,7 @@ func TestRefusedModules(t *testing.T) {
 	invalid.Mem(1, 0)
 	invalid.Export("meshnode_event", Function, invalid.Func(Types(I32, I64, I32), Types(I32), nil, I64Const(0)))
 	for name, module := range map[string][]byte{
-		"command worker": command.Bytes(), "table.set": mutates.Bytes(), "invalid module": invalid.Bytes(),
+		"table.set": mutates.Bytes(), "invalid module": invalid.Bytes(),
 		"malformed module": []byte("nothing"),
 	} {
 		_, err := Start(context.Background(), Config{ModulePath: moduleFile(t, module), MemoryLimit: 1 << 20})

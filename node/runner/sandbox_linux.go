@@ -24,7 +24,7 @@ func closeInherited() {
 	}
 	for _, entry := range fds {
 		fd, err := strconv.Atoi(entry.Name())
-		if err != nil || fd <= childMemory {
+		if err != nil || fd <= childBell {
 			continue
 		}
 		to, err := os.Readlink("/proc/self/fd/" + entry.Name())

@@ -139,8 +139,8 @@ func (i *Info) CanBeEventWorker() error {
 		return &RefusedError{
 			Feature: "command worker",
 			Where:   "export _start",
-			Why:     "a program with its own main loop can move only if it can be stopped in the middle of it, which is not done yet",
-			Hint:    "export meshnode_event and return after each event (in Go: package meshnode/node/guest and -buildmode=c-shared)",
+			Why:     "a program with its own main loop handles no events",
+			Hint:    "run it as a command worker, or export meshnode_event and return after each event (in Go: package meshnode/node/guest and -buildmode=c-shared)",
 		}
 	}
 	return &RefusedError{

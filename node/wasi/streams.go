@@ -47,6 +47,8 @@ type Streams struct {
 	inBytes int
 	pushed  uint64
 	closed  bool
+	// refused says that a message was, for want of room.
+	refused bool
 	// out are bytes of one stream each; the first begins at acked.
 	out      []Output
 	outBytes int
@@ -87,6 +89,7 @@ func (s *Streams) Push(message []byte) error {
 	case s.closed:
 		return ErrInputClosed
 	case s.inBytes+len(message) > MaxInput || len(s.in) >= MaxInputMessages:
+		s.refused = true
 		return ErrFull
 	}
 	s.pushed++
@@ -162,7 +165,8 @@ func (s *Streams) Ack(offset uint64) error {
 	return nil
 }
 
-// More receives when there may be new output. One receiver at a time.
+// More receives when there may be new output, or room for input after ErrFull.
+// One receiver at a time.
 func (s *Streams) More() <-chan struct{} { return s.more }
 
 // readable returns the bytes a read can have now, and whether the input has
@@ -204,6 +208,10 @@ func (s *Streams) consume(n int) {
 		s.in = s.in[1:]
 	}
 	s.inBytes -= n
+	if s.refused {
+		s.refused = false
+		signal(s.more)
+	}
 }
 
 // write appends output, which it keeps.

@@ -1,0 +1,263 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"meshnode/node/control"
+)
+
+// program builds one of the suite, which knows nothing of moving.
+func program(t testing.TB, name string) string {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		t.Skip("runners need Linux so far")
+	}
+	clang, err := exec.LookPath("clang")
+	if err != nil {
+		t.Skip("the program is built with clang:", err)
+	}
+	if _, err := os.Stat("/usr/include/wasm32-wasi/stdio.h"); err != nil {
+		t.Skip("the program needs wasi-libc (Debian: wasi-libc, libclang-rt-dev-wasm32)")
+	}
+	out := filepath.Join(t.TempDir(), name+".wasm")
+	cmd := exec.Command(clang, "--target=wasm32-wasi", "-O2", "-o", out, filepath.Join("../e2e/apps/suite", name, name+".c"))
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, msg)
+	}
+	return out
+}
+
+func runProgram(t testing.TB, n *testNode, path string, req control.RunRequest) control.Worker {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := n.client.RunWorker(t.Context(), req, f, st.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// A listener follows what a worker writes wherever it is.
+type listener struct {
+	mu    sync.Mutex
+	lines []string
+	ended chan struct{}
+}
+
+func listen(t testing.TB, n *testNode, worker string) *listener {
+	l := &listener{ended: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		defer close(l.ended)
+		err := n.client.Logs(ctx, worker, true, func(line control.LogLine) error {
+			if line.Source == "stdout" {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.lines = append(l.lines, line.Text)
+			}
+			return nil
+		})
+		if err != nil && ctx.Err() == nil {
+			t.Errorf("follow %s: %v", worker, err)
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-l.ended
+	})
+	return l
+}
+
+func (l *listener) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.lines, "\n")
+}
+
+func waitState(t testing.TB, n *testNode, worker, state string) control.Worker {
+	t.Helper()
+	var w control.Worker
+	waitFor(t, worker+" is "+state, func() bool {
+		var err error
+		w, err = n.client.Worker(t.Context(), worker)
+		return err == nil && w.State == state
+	})
+	return w
+}
+
+// A program that computes says the same however it is moved meanwhile.
+func TestCommandMovesComputing(t *testing.T) {
+	nodes := startNodes(t, 2)
+	path := program(t, "sha256")
+	args := []string{"6000000"}
+	w := runProgram(t, nodes[0], path, control.RunRequest{Name: "unmoved", Args: args})
+	if w.Suspend != control.SuspendAnywhere {
+		t.Errorf("suspend %q", w.Suspend)
+	}
+	unmoved := listen(t, nodes[0], "unmoved")
+	waitState(t, nodes[0], "unmoved", control.StateExited)
+	<-unmoved.ended
+
+	runProgram(t, nodes[0], path, control.RunRequest{Name: "moved", Args: args})
+	moved := listen(t, nodes[0], "moved")
+	moves := 0
+	for i, strategy := range []string{control.StrategyHybrid, control.StrategyPostCopy, control.StrategyStopAndCopy, control.StrategyPreCopy} {
+		m, err := nodes[0].client.Migrate(t.Context(), "moved", control.MigrateRequest{To: nodes[(i+1)%2].name(), Strategy: strategy}, nil)
+		if err != nil {
+			if w, werr := nodes[0].client.Worker(t.Context(), "moved"); werr == nil && w.State == control.StateExited {
+				break // the machine was faster than we
+			}
+			t.Fatalf("%s: %v", strategy, err)
+		}
+		moves++
+		t.Logf("%s: blackout %.2f ms", strategy, m.BlackoutMs)
+	}
+	waitState(t, nodes[0], "moved", control.StateExited)
+	<-moved.ended
+	if got, want := moved.text(), unmoved.text(); got != want || want == "" {
+		t.Errorf("after %d moves %q, want %q", moves, got, want)
+	}
+	if moves == 0 {
+		t.Error("it was not moved")
+	}
+}
+
+// A program that waits for input is moved while it waits, then fed.
+func TestCommandMovesWaiting(t *testing.T) {
+	nodes := startNodes(t, 2)
+	runProgram(t, nodes[0], program(t, "waiter"), control.RunRequest{Name: "waiter"})
+	out := listen(t, nodes[0], "waiter")
+	send := func(n int, text string) {
+		t.Helper()
+		if err := nodes[n].client.Send(t.Context(), "waiter", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lines := func(n int) {
+		t.Helper()
+		waitFor(t, "its lines", func() bool { return strings.Count(out.text()+"\n", "\n") >= n })
+	}
+	migrate := func(n int) {
+		t.Helper()
+		if _, err := nodes[0].client.Migrate(t.Context(), "waiter", control.MigrateRequest{To: nodes[n].name()}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	migrate(1)
+	send(0, "hello")
+	lines(1)
+	if _, err := nodes[0].client.Pause(t.Context(), "waiter"); err != nil {
+		t.Fatal(err)
+	}
+	migrate(0)
+	if _, err := nodes[0].client.Resume(t.Context(), "waiter"); err != nil {
+		t.Fatal(err)
+	}
+	send(1, "sleep 3\n")
+	send(1, "world")
+	lines(3)
+	r, err := nodes[0].client.Call(t.Context(), "waiter", []byte("anyone?"))
+	if err != nil || r.Status == 0 || !strings.Contains(string(r.Payload), "no calls") {
+		t.Errorf("a call: %+v, %v", r, err)
+	}
+	migrate(1)
+	send(0, endOfInput)
+	waitState(t, nodes[0], "waiter", control.StateExited)
+	<-out.ended
+	if got := out.text(); !strings.HasPrefix(got, "1 hello ") || !strings.HasSuffix(got, "\n3 lines") || strings.Count(got, "\n") != 3 {
+		t.Errorf("it said %q", got)
+	}
+}
+
+// More input than a program reads waits in the inbox, and none of it is lost or
+// read twice, whatever moves.
+func TestCommandInputWaits(t *testing.T) {
+	nodes := startNodes(t, 2)
+	runProgram(t, nodes[0], program(t, "waiter"), control.RunRequest{Name: "waiter"})
+	out := listen(t, nodes[0], "waiter")
+	if _, err := nodes[0].client.Pause(t.Context(), "waiter"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := nodes[0].client.Session(t.Context(), "waiter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const count = 3000 // more than its streams hold
+	sent, received := make(chan error, 1), make(chan error, 1)
+	go func() {
+		for {
+			if _, err := s.Recv(context.Background()); err != nil {
+				received <- err
+				return
+			}
+		}
+	}()
+	go func() {
+		for range count {
+			if err := s.Send(context.Background(), control.Message{Payload: []byte("x")}); err != nil {
+				sent <- err
+				return
+			}
+		}
+		err := s.Send(context.Background(), control.Message{Payload: []byte(endOfInput)})
+		sent <- errors.Join(err, s.End(context.Background()))
+	}()
+	if _, err := nodes[0].client.Resume(t.Context(), "waiter"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		_, err := nodes[0].client.Migrate(t.Context(), "waiter", control.MigrateRequest{To: nodes[1-i].name()}, nil)
+		if err != nil {
+			t.Log("not moved, it may have ended: ", err)
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	if err := <-received; !errors.Is(err, control.ErrSessionDone) {
+		t.Error(err)
+	}
+	waitState(t, nodes[0], "waiter", control.StateExited)
+	<-out.ended
+	// Who follows a log may be too slow for all of it; the program counts.
+	if got := out.text(); !strings.HasSuffix(got, "\n3000 lines") {
+		t.Errorf("it said last %q", got[max(0, len(got)-40):])
+	}
+}
+
+func TestCommandModes(t *testing.T) {
+	nodes := startNodes(t, 2)
+	path := program(t, "waiter")
+	runProgram(t, nodes[0], path, control.RunRequest{Name: "stays", Suspend: control.SuspendNever})
+	_, err := nodes[0].client.Migrate(t.Context(), "stays", control.MigrateRequest{To: nodes[1].name()}, nil)
+	var ce *control.Error
+	if !errors.As(err, &ce) || ce.Code != control.CodeConflict {
+		t.Errorf("a worker that is never suspended moved: %v", err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, err = nodes[0].client.RunWorker(t.Context(), control.RunRequest{Name: "event", Suspend: control.SuspendEvent}, f, -1)
+	if !errors.As(err, &ce) || ce.Code != control.CodeInvalid {
+		t.Errorf("a program as an event worker: %v", err)
+	}
+}
