@@ -1,0 +1,15 @@
+// Package sim compares placement policies in a simulated mesh. It is all
+// tests: nothing in it ends up in the program.
+//
+// Users walk over a plane that is covered with edge nodes; each has a worker,
+// and enters the mesh at the edge that is nearest. Round trips grow with
+// distance, nodes have episodes of congestion and of load from elsewhere, and
+// the workers themselves load the nodes they run on. A policy sees what a node
+// would see: coordinates with errors, measured round trips with noise, loads
+// that are up to two seconds old. Every second the simulation computes, from
+// the truth, whether each user's objective is kept.
+//
+// The files: world_test.go (places, delays, traces), run_test.go (the
+// discrete-event simulation), policy_test.go, oracle_test.go, and sim_test.go,
+// which compares.
+package sim
