@@ -72,7 +72,7 @@ func BenchmarkPolicies(b *testing.B) {
 	for _, radio := range []bool{false, true} {
 		for seed := range uint64(2) {
 			b.Run(fmt.Sprintf("radio=%v/seed=%d", radio, seed+1), func(b *testing.B) {
-				cfg := config{seed: seed + 1, edges: 970, clouds: 30, workers: 10_000, seconds: 300, radio: radio}
+				cfg := config{seed: seed + 1, edges: 970, clouds: 30, workers: 10_000, seconds: 600, radio: radio}
 				for b.Loop() {
 					out := compare(newWorld(cfg))
 					logOutcomes(b, cfg, out)
