@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"meshnode/mesh"
 )
 
 // Limits of one worker's inbox. A sender that is over a limit waits: its
@@ -35,8 +37,9 @@ type senderID [16]byte
 // A message is one message of one sender.
 type message struct {
 	sender  *sender
-	seq     uint64 // from 1, without gaps
-	call    bool   // the sender wants the worker's reply, not only its receipt
+	entry   mesh.NodeID // where the sender is attached
+	seq     uint64      // from 1, without gaps
+	call    bool        // the sender wants the worker's reply, not only its receipt
 	payload []byte
 }
 
@@ -60,7 +63,8 @@ type sender struct {
 // An outlet is one connection of a sender: where its replies go.
 type outlet struct {
 	sender *sender
-	sent   uint64 // the last reply put on out
+	entry  mesh.NodeID // where the sender is attached; set before the first message
+	sent   uint64      // the last reply put on out
 	out    chan deliverFrame
 }
 
@@ -164,7 +168,7 @@ func (in *inbox) push(ctx context.Context, o *outlet, seq uint64, call bool, pay
 			in.bytes > 0 && in.bytes+len(payload) > inboxBytes
 		if !full {
 			s.accepted = seq
-			in.queue = append(in.queue, &message{sender: s, seq: seq, call: call, payload: payload})
+			in.queue = append(in.queue, &message{sender: s, entry: o.entry, seq: seq, call: call, payload: payload})
 			in.bytes += len(payload)
 			in.signalLocked()
 			in.mu.Unlock()

@@ -51,6 +51,11 @@ type Config struct {
 	Tier      mesh.Tier
 	Labels    map[string]string
 
+	// What the node's machine has, and the latencies that the operator promises
+	// for it; 0 promises nothing.
+	Interfaces, Accelerators                     []string
+	PromiseAccess, PromiseMoveIn, PromiseMoveOut time.Duration
+
 	MetricsAddr string // host:port of /metrics; empty means none
 	Interpreter bool   // run Wasm without compiling it
 
@@ -72,8 +77,11 @@ const (
 	// so long and so many.
 	journalAge     = 30 * 24 * time.Hour
 	journalRecords = 10_000
-	// recordInterval is how often a node looks at its load and free memory.
-	recordInterval = 5 * time.Second
+	// recordInterval is how often a node looks at its load and free memory, and
+	// recordRefresh how often it tells them even if they changed little, so that
+	// others know how old at most what they know is.
+	recordInterval = 2 * time.Second
+	recordRefresh  = 30 * time.Second
 )
 
 // ErrRestart is what Run returns when the node has joined another mesh: make a
@@ -91,6 +99,7 @@ type Node struct {
 	lock    *control.Lock
 	mesh    *mesh.Mesh
 	dir     *directory
+	facts   *facts
 	modules modules
 	journal *handover.Journal
 	metrics *metrics
@@ -182,7 +191,15 @@ func New(cfg Config) (n *Node, err error) {
 		return nil, err
 	}
 	n.dir = newDirectory(cfg.Log)
-	doc, err := n.capabilities()
+	if n.facts, err = loadFacts(cfg.StateDir, cfg.Labels); err != nil {
+		return nil, err
+	}
+	n.facts.setSpeed(n.speedKept(n.started))
+	caps := n.capabilities()
+	if err := caps.validate(); err != nil {
+		return nil, err
+	}
+	doc, err := json.Marshal(caps)
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +207,7 @@ func New(cfg Config) (n *Node, err error) {
 		Dir: cfg.StateDir, Listen: cfg.Listen, Advertise: cfg.Advertise, Seeds: cfg.Seeds,
 		Record: mesh.Record{
 			Name: cfg.Name, Arch: goruntime.GOARCH, OS: goruntime.GOOS, Cores: uint16(goruntime.NumCPU()),
-			Engine: n.engine(), Paging: n.paging().Mode,
+			Engine: n.engine(), Paging: n.paging().Mode, Speed: caps.Speed, Cordoned: caps.Cordoned,
 		},
 		Document: doc, Log: cfg.Log, Directory: n.dir,
 	})
@@ -317,6 +334,7 @@ func (n *Node) Run(ctx context.Context) error {
 		serve(func() error { return serveHTTP(ctx, n.metricsListener, n.metrics.handler()) })
 	}
 	g.Go(func() error { n.keepRecord(ctx); return nil })
+	g.Go(func() error { n.keepSpeed(ctx); return nil })
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)
@@ -386,41 +404,21 @@ func (n *Node) paging() control.Paging {
 	return p
 }
 
-// capabilities returns the document that describes the node in full.
-func (n *Node) capabilities() ([]byte, error) {
-	total, _ := memory()
-	return json.Marshal(struct {
-		APIVersion  string            `json:"apiVersion"`
-		Kind        string            `json:"kind"`
-		OS          string            `json:"os"`
-		Arch        string            `json:"arch"`
-		Cores       int               `json:"cores"`
-		MemoryBytes uint64            `json:"memoryBytes,omitempty"`
-		PageBytes   int               `json:"pageBytes"`
-		Engine      string            `json:"engine"`
-		Paging      control.Paging    `json:"paging"`
-		Labels      map[string]string `json:"labels,omitempty"`
-		Version     string            `json:"version,omitempty"`
-	}{
-		control.APIVersion, "Capabilities", goruntime.GOOS, goruntime.GOARCH, goruntime.NumCPU(), total,
-		os.Getpagesize(), n.engine(), n.paging(), n.cfg.Labels, n.cfg.Version.Version,
-	})
-}
-
 // keepRecord keeps what gossip says of this node's load and memory true.
 func (n *Node) keepRecord(ctx context.Context) {
 	t := time.NewTicker(recordInterval)
 	defer t.Stop()
+	var told time.Time
+	var use cpuUse
 	for {
-		_, free := memory()
-		load := loadPercent()
+		now := time.Now()
+		free := n.memoryFree()
+		load := use.percent(cpuTimes())
 		n.mesh.UpdateRecord(func(r *mesh.Record) {
-			// Small changes are not worth a round of gossip.
-			if mib := uint32(free >> 20); absDiff(mib, r.MemoryFree) > r.MemoryFree/16 {
-				r.MemoryFree = mib
-			}
-			if absDiff(uint32(load), uint32(r.Load)) >= 10 {
-				r.Load = load
+			mib := uint32(free >> 20)
+			// Small changes are not worth a round of gossip each.
+			if now.Sub(told) >= recordRefresh || absDiff(mib, r.MemoryFree) > r.MemoryFree/16 || absDiff(uint32(load), uint32(r.Load)) >= 10 {
+				r.MemoryFree, r.Load, told = mib, load, now
 			}
 		})
 		select {

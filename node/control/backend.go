@@ -25,6 +25,11 @@ type Backend interface {
 	// calls each with every one. An error of each ends it and is returned.
 	Ping(ctx context.Context, ref string, count int, each func(Ping) error) error
 
+	// LocateNode says which node a ref means; Location.Worker is empty.
+	LocateNode(ctx context.Context, ref string) (Location, error)
+	// Configure changes what this node says of itself.
+	Configure(ctx context.Context, req NodeSettings) (Node, error)
+
 	// CreateToken makes a join token; CodeDenied where this node is not the
 	// mesh's authority, with a hint that names the one that is.
 	CreateToken(ctx context.Context, req TokenRequest) (Token, error)

@@ -196,6 +196,14 @@ func (c *Client) Status(ctx context.Context) (d Status, err error) {
 	return d, c.do(ctx, http.MethodGet, "/v1/status", nil, &d)
 }
 
+// Configure changes what a node says of itself, and returns it as it is then.
+func (c *Client) Configure(ctx context.Context, node string, req NodeSettings) (d Node, err error) {
+	if err := checkRef("node", node); err != nil {
+		return d, err
+	}
+	return d, c.do(ctx, http.MethodPost, nodePath(node, "/settings"), req, &d)
+}
+
 // Nodes lists the mesh's members.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	var d NodeList

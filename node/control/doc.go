@@ -46,6 +46,7 @@
 //	GET  /v1/nodes                       NodeList
 //	GET  /v1/nodes/NODE                  Node
 //	POST /v1/nodes/NODE/ping?count=N     stream of Ping
+//	POST /v1/nodes/NODE/settings       * NodeSettings; Node. Answered by the node itself
 //	POST /v1/tokens        TokenRequest  Token
 //	POST /v1/join          JoinRequest   JoinResult
 //	POST /v1/leave                       LeaveResult; the daemon ends

@@ -8,6 +8,7 @@ import (
 	"encoding/base32"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -66,7 +67,7 @@ func New(names ...string) *Mesh {
 }
 
 func newBackend(m *Mesh, name string) *Backend {
-	b := &Backend{mesh: m, name: name, id: ID(name), started: time.Now()}
+	b := &Backend{mesh: m, name: name, id: ID(name), started: time.Now(), labels: make(map[string]string)}
 	b.Server = control.NewServer(control.ServerConfig{Backend: b})
 	return b
 }
@@ -169,6 +170,8 @@ type Backend struct {
 	mesh     *Mesh
 	name, id string
 	started  time.Time
+	cordoned bool
+	labels   map[string]string
 	// Server answers for this node.
 	Server *control.Server
 	// Unreachable lets requests from other nodes fail to arrive.
@@ -199,6 +202,7 @@ func (b *Backend) describe(of *Backend) control.Node {
 	return control.Node{
 		ID: of.id, Name: of.name, Self: of == b, Tier: "edge", State: "alive", Since: of.started,
 		Endpoint: "127.0.0.1:7946", OS: "linux", Arch: "amd64", Cores: 2, MemoryFreeBytes: 1 << 30,
+		Cordoned: of.cordoned, Labels: maps.Clone(of.labels),
 	}
 }
 
@@ -218,6 +222,32 @@ func (b *Backend) Node(_ context.Context, ref string) (control.Node, error) {
 		return control.Node{}, err
 	}
 	return b.describe(n), nil
+}
+
+// LocateNode implements control.Backend.
+func (b *Backend) LocateNode(_ context.Context, ref string) (control.Location, error) {
+	n, err := b.mesh.node(ref)
+	if err != nil {
+		return control.Location{}, err
+	}
+	return control.Location{Home: n.id, Local: n == b}, nil
+}
+
+// Configure implements control.Backend.
+func (b *Backend) Configure(_ context.Context, req control.NodeSettings) (control.Node, error) {
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	if req.Cordoned != nil {
+		b.cordoned = *req.Cordoned
+	}
+	for k, v := range req.Labels {
+		if v == nil {
+			delete(b.labels, k)
+		} else {
+			b.labels[k] = *v
+		}
+	}
+	return b.describe(b), nil
 }
 
 // Ping implements control.Backend, without the second in between.
