@@ -100,13 +100,16 @@ type Node struct {
 	mesh    *mesh.Mesh
 	dir     *directory
 	facts   *facts
+	paths   *pathTimes
 	modules modules
 	journal *handover.Journal
 	metrics *metrics
-	server  *control.Server
-	store   *pager.Store
-	bases   *pager.Bases  // page tables of workers that have left
-	budget  *pager.Budget // of what all moves push
+	// documents are those of other nodes.
+	documents documents
+	server    *control.Server
+	store     *pager.Store
+	bases     *pager.Bases  // page tables of workers that have left
+	budget    *pager.Budget // of what all moves push
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 
@@ -166,6 +169,7 @@ func New(cfg Config) (n *Node, err error) {
 		incarnation: handover.NewIncarnation(),
 		modules:     modules{dir: filepath.Join(cfg.StateDir, "modules")},
 		budget:      pager.NewBudget(cfg.PushRate),
+		paths:       newPathTimes(),
 		workers:     make(map[string]*worker),
 		ended:       make(map[string]*worker),
 		outgoing:    make(map[handover.MoveID]*moveOut),
@@ -301,6 +305,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mesh.Handle(protoDeliver, func(ctx context.Context, s *mesh.Stream) { n.serveDeliver(ctx, s) })
 	n.mesh.Handle(protoModule, func(ctx context.Context, s *mesh.Stream) { n.serveModule(ctx, s) })
 	n.mesh.Handle(protoHandover, n.serveHandover)
+	n.mesh.Handle(protoPaths, n.servePaths)
 	n.mesh.Handle(protoDemand, n.servePages)
 	n.mesh.Handle(protoBulk, n.servePages)
 	n.mesh.Handle(protoControl, func(ctx context.Context, s *mesh.Stream) {

@@ -36,6 +36,7 @@ type worker struct {
 	inbox  *inbox
 	outbox *outbox
 	logs   *logRing
+	times  eventTimes
 
 	// Owned by the loop.
 	runner *runner.Runner
@@ -176,6 +177,7 @@ func (w *worker) message(ctx context.Context, m *message) error {
 	if err != nil {
 		return err
 	}
+	w.times.add(eventTime{at: time.Now(), took: eff.Duration, entry: m.entry})
 	w.inbox.done(m, reply{Status: eff.Status, Payload: eff.Reply})
 	return nil
 }
@@ -187,7 +189,10 @@ func (w *worker) timer(ctx context.Context) error {
 		return nil
 	}
 	w.timers.fired(id, now)
-	_, err := w.handle(ctx, runner.Event{Kind: runner.Timer, ID: id})
+	eff, err := w.handle(ctx, runner.Event{Kind: runner.Timer, ID: id})
+	if err == nil {
+		w.times.add(eventTime{at: time.Now(), took: eff.Duration})
+	}
 	return err
 }
 

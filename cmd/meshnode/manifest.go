@@ -35,7 +35,7 @@ it complete and underline as this version of meshnode would.
 
 // appCommand is about what an app needs, as its manifest says it.
 func (a *app) appCommand() *cobra.Command {
-	return a.group("app", "See what an app's manifest means", a.appCheckCommand())
+	return a.group("app", "Check an app's manifest, and see where it would run", a.appCheckCommand(), a.appPlanCommand())
 }
 
 func (a *app) appCheckCommand() *cobra.Command {

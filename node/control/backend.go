@@ -37,6 +37,10 @@ type Backend interface {
 	Join(ctx context.Context, req JoinRequest) (JoinResult, error)
 	Leave(ctx context.Context) (LeaveResult, error)
 
+	// Plan says where the workers of an app would go, and changes nothing. A bad
+	// manifest is an *Error with CodeInvalid.
+	Plan(ctx context.Context, req PlanRequest) (Plan, error)
+
 	// Workers lists the workers known in the whole mesh.
 	Workers(ctx context.Context) ([]Worker, error)
 	// RunWorker starts a worker here and returns once it runs or has failed to.
@@ -65,6 +69,8 @@ type Backend interface {
 	// of phase and at most 20 times a second in between, and never after it
 	// has returned.
 	Migrate(ctx context.Context, ref string, req MigrateRequest, progress func(Progress)) (Migration, error)
+	// Explain says why the worker is here and not elsewhere.
+	Explain(ctx context.Context, ref string, req ExplainRequest) (Explanation, error)
 	Pause(ctx context.Context, ref string) (Worker, error)
 	Resume(ctx context.Context, ref string) (Worker, error)
 	Stop(ctx context.Context, ref string) (Worker, error)

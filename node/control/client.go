@@ -249,6 +249,19 @@ func (c *Client) Leave(ctx context.Context) (d LeaveResult, err error) {
 	return d, c.do(ctx, http.MethodPost, "/v1/leave", nil, &d)
 }
 
+// Plan asks where the workers of an app would go.
+func (c *Client) Plan(ctx context.Context, req PlanRequest) (d Plan, err error) {
+	return d, c.do(ctx, http.MethodPost, "/v1/plan", req, &d)
+}
+
+// Explain asks why a worker is where it is.
+func (c *Client) Explain(ctx context.Context, worker string, req ExplainRequest) (d Explanation, err error) {
+	if err := checkRef("worker", worker); err != nil {
+		return d, err
+	}
+	return d, c.do(ctx, http.MethodPost, workerPath(worker, "/explain"), req, &d)
+}
+
 // Workers lists the workers of the mesh.
 func (c *Client) Workers(ctx context.Context) ([]Worker, error) {
 	var d WorkerList

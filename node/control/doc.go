@@ -50,6 +50,7 @@
 //	POST /v1/tokens        TokenRequest  Token
 //	POST /v1/join          JoinRequest   JoinResult
 //	POST /v1/leave                       LeaveResult; the daemon ends
+//	POST /v1/plan          PlanRequest   Plan: where an app's workers would go
 //	GET  /v1/workers                     WorkerList: of the whole mesh
 //	POST /v1/workers       module        Worker: started here. The header
 //	                                     Meshnode-Run holds a RunRequest
@@ -57,6 +58,7 @@
 //	GET  /v1/workers/WORKER/logs       * stream of LogLine; ?follow=true goes on
 //	POST /v1/workers/WORKER/migrate    * MigrateRequest; stream of Progress that
 //	                                     ends with a Migration
+//	POST /v1/workers/WORKER/explain    * ExplainRequest; Explanation
 //	POST /v1/workers/WORKER/pause      * Worker
 //	POST /v1/workers/WORKER/resume     * Worker
 //	POST /v1/workers/WORKER/stop       * Worker

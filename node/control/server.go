@@ -161,6 +161,7 @@ func (s *Server) Handler() http.Handler {
 	route("POST /v1/tokens", s.postToken)
 	route("POST /v1/join", s.postJoin)
 	route("POST /v1/leave", s.postLeave)
+	route("POST /v1/plan", s.postPlan)
 	route("GET /v1/workers", s.getWorkers)
 	route("POST /v1/workers", s.postWorker)
 	route("POST /v1/workers/{ref}/call", s.postCall)
@@ -212,6 +213,7 @@ func (s *Server) workerRoutes(route func(string, func(http.ResponseWriter, *http
 	route("GET /v1/workers/{ref}", s.getWorker)
 	route("GET /v1/workers/{ref}/logs", s.getLogs)
 	route("POST /v1/workers/{ref}/migrate", s.postMigrate)
+	route("POST /v1/workers/{ref}/explain", s.postExplain)
 	route("POST /v1/workers/{ref}/pause", s.workerVerb(s.backend.Pause))
 	route("POST /v1/workers/{ref}/resume", s.workerVerb(s.backend.Resume))
 	route("POST /v1/workers/{ref}/stop", s.workerVerb(s.backend.Stop))
@@ -395,6 +397,40 @@ func (s *Server) postSettings(w http.ResponseWriter, r *http.Request) error {
 		return &Error{Code: CodeInvalid, Message: "settings that change nothing"}
 	}
 	d, err := s.backend.Configure(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	return writeDocument(w, &d)
+}
+
+func (s *Server) postPlan(w http.ResponseWriter, r *http.Request) error {
+	var req PlanRequest
+	if err := readDocument(w, r, &req); err != nil {
+		return err
+	}
+	switch {
+	case !(req.RatePerSecond >= 0 && req.RatePerSecond <= 1e6):
+		return &Error{Code: CodeInvalid, Message: "ratePerSecond must be from 0 to a million"}
+	case !(req.EventMs >= 0 && req.EventMs <= Millis(time.Hour)):
+		return &Error{Code: CodeInvalid, Message: "eventMs must be from 0 to an hour"}
+	case req.ModuleBytes < 0 || req.ModuleBytes > MaxModuleBytes:
+		return tooLarge("module", req.ModuleBytes, MaxModuleBytes)
+	case len(req.Users) > 64:
+		return &Error{Code: CodeInvalid, Message: fmt.Sprintf("%d nodes at which users enter, at most 64", len(req.Users))}
+	}
+	d, err := s.backend.Plan(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	return writeDocument(w, &d)
+}
+
+func (s *Server) postExplain(w http.ResponseWriter, r *http.Request) error {
+	var req ExplainRequest
+	if err := readDocument(w, r, &req); err != nil {
+		return err
+	}
+	d, err := s.backend.Explain(r.Context(), r.PathValue("ref"), req)
 	if err != nil {
 		return err
 	}
