@@ -68,6 +68,10 @@ type Config struct {
 	Exe     string // the meshnode binary, run again as the runner [this one]
 	Version control.Version
 	Log     *slog.Logger
+
+	// cpuTimes tells how busy the machine is [cpuTimes]. Tests that plan replace
+	// it: whether a node has room must not depend on what else runs beside them.
+	cpuTimes func() (busy, all uint64)
 }
 
 const (
@@ -151,6 +155,9 @@ func New(cfg Config) (n *Node, err error) {
 	}
 	if cfg.Tier == 0 {
 		cfg.Tier = mesh.Cloud
+	}
+	if cfg.cpuTimes == nil {
+		cfg.cpuTimes = cpuTimes
 	}
 	if cfg.EventTimeout == 0 {
 		cfg.EventTimeout = defaultEventTimeout
@@ -418,7 +425,7 @@ func (n *Node) keepRecord(ctx context.Context) {
 	for {
 		now := time.Now()
 		free := n.memoryFree()
-		load := use.percent(cpuTimes())
+		load := use.percent(n.cfg.cpuTimes())
 		n.mesh.UpdateRecord(func(r *mesh.Record) {
 			mib := uint32(free >> 20)
 			// Small changes are not worth a round of gossip each.

@@ -175,7 +175,8 @@ func (s *Server) Handler() http.Handler {
 }
 
 // PeerHandler answers other nodes of the mesh: only the routes of single
-// workers, and only for workers at home here. A worker whose home is elsewhere
+// workers, and only for workers at home here, and the settings of this node. A
+// worker whose home is elsewhere
 // is CodeMoved with that home, so that requests cannot run in circles: a
 // peer's request is never passed on.
 func (s *Server) PeerHandler() http.Handler {
