@@ -176,9 +176,8 @@ func (s *Server) Handler() http.Handler {
 
 // PeerHandler answers other nodes of the mesh: only the routes of single
 // workers, and only for workers at home here, and the settings of this node. A
-// worker whose home is elsewhere
-// is CodeMoved with that home, so that requests cannot run in circles: a
-// peer's request is never passed on.
+// worker whose home is elsewhere is CodeMoved with that home, so that requests
+// cannot run in circles: a peer's request is never passed on.
 func (s *Server) PeerHandler() http.Handler {
 	mux := http.NewServeMux()
 	s.workerRoutes(func(pattern string, h func(http.ResponseWriter, *http.Request) error) {
