@@ -35,7 +35,7 @@ func TestPlan(t *testing.T) {
 	}
 	plan := func(text string, users ...string) control.Plan {
 		t.Helper()
-		p, err := a.client.Plan(ctx, control.PlanRequest{File: "app.yaml", Manifest: text, Users: users, RatePerSecond: 1, EventMs: 1})
+		p, err := a.client.PlanApp(ctx, control.PlanRequest{File: "app.yaml", Manifest: text, Users: users, RatePerSecond: 1, EventMs: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,10 +115,10 @@ func TestPlan(t *testing.T) {
 	}
 
 	var ce *control.Error
-	if _, err := a.client.Plan(ctx, control.PlanRequest{Manifest: "kind: Ap"}); !errors.As(err, &ce) || ce.Code != control.CodeInvalid {
+	if _, err := a.client.PlanApp(ctx, control.PlanRequest{Manifest: "kind: Ap"}); !errors.As(err, &ce) || ce.Code != control.CodeInvalid {
 		t.Errorf("a bad manifest: %v", err)
 	}
-	if _, err := a.client.Plan(ctx, control.PlanRequest{Manifest: planApp, Users: []string{"nowhere"}}); !errors.As(err, &ce) || ce.Code != control.CodeNotFound {
+	if _, err := a.client.PlanApp(ctx, control.PlanRequest{Manifest: planApp, Users: []string{"nowhere"}}); !errors.As(err, &ce) || ce.Code != control.CodeNotFound {
 		t.Errorf("users at a node that is not: %v", err)
 	}
 }

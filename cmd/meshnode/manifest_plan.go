@@ -62,7 +62,7 @@ something would start, move or find no place, or break an objective.`,
 			defer cancel()
 			c := a.client()
 			defer c.Close()
-			p, err := c.Plan(ctx, req)
+			p, err := c.PlanApp(ctx, req)
 			if err != nil {
 				return err
 			}

@@ -37,9 +37,9 @@ type Backend interface {
 	Join(ctx context.Context, req JoinRequest) (JoinResult, error)
 	Leave(ctx context.Context) (LeaveResult, error)
 
-	// Plan says where the workers of an app would go, and changes nothing. A bad
+	// PlanApp says where the workers of an app would go, and changes nothing. A bad
 	// manifest is an *Error with CodeInvalid.
-	Plan(ctx context.Context, req PlanRequest) (Plan, error)
+	PlanApp(ctx context.Context, req PlanRequest) (Plan, error)
 
 	// Workers lists the workers known in the whole mesh.
 	Workers(ctx context.Context) ([]Worker, error)

@@ -249,9 +249,9 @@ func (c *Client) Leave(ctx context.Context) (d LeaveResult, err error) {
 	return d, c.do(ctx, http.MethodPost, "/v1/leave", nil, &d)
 }
 
-// Plan asks where the workers of an app would go.
-func (c *Client) Plan(ctx context.Context, req PlanRequest) (d Plan, err error) {
-	return d, c.do(ctx, http.MethodPost, "/v1/plan", req, &d)
+// PlanApp asks where the workers of an app would go.
+func (c *Client) PlanApp(ctx context.Context, req PlanRequest) (d Plan, err error) {
+	return d, c.do(ctx, http.MethodPost, "/v1/apps/plan", req, &d)
 }
 
 // Explain asks why a worker is where it is.

@@ -50,7 +50,7 @@
 //	POST /v1/tokens        TokenRequest  Token
 //	POST /v1/join          JoinRequest   JoinResult
 //	POST /v1/leave                       LeaveResult; the daemon ends
-//	POST /v1/plan          PlanRequest   Plan: where an app's workers would go
+//	POST /v1/apps/plan     PlanRequest   Plan: where an app's workers would go
 //	GET  /v1/workers                     WorkerList: of the whole mesh
 //	POST /v1/workers       module        Worker: started here. The header
 //	                                     Meshnode-Run holds a RunRequest

@@ -161,7 +161,7 @@ func (s *Server) Handler() http.Handler {
 	route("POST /v1/tokens", s.postToken)
 	route("POST /v1/join", s.postJoin)
 	route("POST /v1/leave", s.postLeave)
-	route("POST /v1/plan", s.postPlan)
+	route("POST /v1/apps/plan", s.postAppPlan)
 	route("GET /v1/workers", s.getWorkers)
 	route("POST /v1/workers", s.postWorker)
 	route("POST /v1/workers/{ref}/call", s.postCall)
@@ -403,7 +403,7 @@ func (s *Server) postSettings(w http.ResponseWriter, r *http.Request) error {
 	return writeDocument(w, &d)
 }
 
-func (s *Server) postPlan(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) postAppPlan(w http.ResponseWriter, r *http.Request) error {
 	var req PlanRequest
 	if err := readDocument(w, r, &req); err != nil {
 		return err
@@ -418,7 +418,7 @@ func (s *Server) postPlan(w http.ResponseWriter, r *http.Request) error {
 	case len(req.Users) > 64:
 		return &Error{Code: CodeInvalid, Message: fmt.Sprintf("%d nodes at which users enter, at most 64", len(req.Users))}
 	}
-	d, err := s.backend.Plan(r.Context(), req)
+	d, err := s.backend.PlanApp(r.Context(), req)
 	if err != nil {
 		return err
 	}

@@ -251,9 +251,9 @@ func (b *Backend) Configure(_ context.Context, req control.NodeSettings) (contro
 	return b.describe(b), nil
 }
 
-// Plan implements control.Backend: it finds room on the first node alone, and
+// PlanApp implements control.Backend: it finds room on the first node alone, and
 // only for apps not called "stuck".
-func (b *Backend) Plan(_ context.Context, req control.PlanRequest) (control.Plan, error) {
+func (b *Backend) PlanApp(_ context.Context, req control.PlanRequest) (control.Plan, error) {
 	app, err := manifest.Parse(req.File, []byte(req.Manifest))
 	if err != nil {
 		return control.Plan{}, &control.Error{Code: control.CodeInvalid, Message: err.Error()}

@@ -29,8 +29,8 @@ func parseManifest(file, text string) (*manifest.App, error) {
 	return app, nil
 }
 
-// Plan says where the workers of an app would go. Nothing is changed.
-func (b backend) Plan(ctx context.Context, req control.PlanRequest) (control.Plan, error) {
+// PlanApp says where the workers of an app would go. Nothing is changed.
+func (b backend) PlanApp(ctx context.Context, req control.PlanRequest) (control.Plan, error) {
 	n := b.n
 	app, err := parseManifest(req.File, req.Manifest)
 	if err != nil {
