@@ -79,4 +79,10 @@
 // purpose; E2E_RACE=1 builds it with the race detector; NETLAB_SEED repeats
 // the random decisions of an earlier run. The daemons' logs are printed when a
 // script fails, and with -v.
+//
+// [BenchmarkTable] measures a corner of the table of moves, unless
+// E2E_TABLE=full asks for all of it, hours; E2E_TABLE_MEMORY, E2E_TABLE_DIRTY
+// and E2E_TABLE_STRATEGY are lists that take the place of its own, as
+// 16MiB,512MiB; E2E_TABLE_REPEAT says how often to measure each cell; and
+// E2E_TABLE_OUT is a directory for the results of each link, as JSON and drawn.
 package e2e

@@ -127,6 +127,6 @@ func (n *Node) keepSpeed(ctx context.Context) {
 		}
 		n.log.Info("speed measured", "eventsPerSecond", c.Speed, "engine", n.engine())
 	}
-	n.facts.setSpeed(c)
+	n.said.setSpeed(c)
 	n.advertise()
 }

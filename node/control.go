@@ -37,7 +37,7 @@ func (b backend) Status(context.Context) (control.Status, error) {
 		Authority: n.mesh.Membership().Authority, Version: n.cfg.Version.Version, PID: os.Getpid(),
 		Started: n.started, UptimeMs: control.Millis(time.Since(n.started)),
 		StateDir: n.cfg.StateDir, Listen: n.mesh.LocalAddr().String(), Endpoints: []string{},
-		Metrics: n.Metrics(), Labels: n.facts.labels(), Cordoned: n.facts.cordoned(), Engine: n.engine(), Paging: n.paging(),
+		Metrics: n.Metrics(), Labels: n.said.labels(), Cordoned: n.said.cordoned(), Engine: n.engine(), Paging: n.paging(),
 	}
 	for _, m := range n.mesh.Members() {
 		switch m.State {
@@ -409,7 +409,37 @@ func (b backend) Worker(_ context.Context, ref string) (control.Worker, error) {
 	if err != nil {
 		return control.Worker{}, err
 	}
-	return w.describe(), nil
+	c := w.describe()
+	if !ended(c.State) {
+		c.ResidentShare = b.n.residentShare(w)
+	}
+	return c, nil
+}
+
+func (b backend) Sample(ctx context.Context, ref string, length time.Duration) (control.Worker, error) {
+	w, err := b.here(ref)
+	if err != nil {
+		return control.Worker{}, err
+	}
+	a, err := b.n.sample(ctx, w, length)
+	if err != nil {
+		return control.Worker{}, err
+	}
+	c, err := b.Worker(ctx, w.ID)
+	c.Activity = &a
+	return c, err
+}
+
+func (b backend) Plan(ctx context.Context, ref string, req control.MigrateRequest) (control.MovePlan, error) {
+	w, err := b.here(ref)
+	if err != nil {
+		return control.MovePlan{}, err
+	}
+	to, err := b.n.member(req.To)
+	if err != nil {
+		return control.MovePlan{}, err
+	}
+	return b.n.plan(ctx, w, to)
 }
 
 func (b backend) Logs(ctx context.Context, ref string, follow bool, each func(control.LogLine) error) error {

@@ -254,11 +254,11 @@ func (f *facts) change(req control.NodeSettings) error {
 // capabilities describes this node in full.
 func (n *Node) capabilities() capabilities {
 	total, _ := memory()
-	speed := n.facts.speedNow()
+	speed := n.said.speedNow()
 	c := capabilities{
 		APIVersion: control.APIVersion, Kind: "Capabilities", OS: goruntime.GOOS, Arch: goruntime.GOARCH,
 		Cores: goruntime.NumCPU(), MemoryBytes: total, PageBytes: os.Getpagesize(), Engine: n.engine(), Paging: n.paging(),
-		Speed: speed.Speed, SpeedAt: speed.At, Cordoned: n.facts.cordoned(), Labels: n.facts.labels(),
+		Speed: speed.Speed, SpeedAt: speed.At, Cordoned: n.said.cordoned(), Labels: n.said.labels(),
 		Interfaces: n.cfg.Interfaces, Accelerators: n.cfg.Accelerators, Version: n.cfg.Version.Version,
 	}
 	p := control.Promises{
@@ -273,7 +273,7 @@ func (n *Node) capabilities() capabilities {
 // advertise tells the others what has changed of this node's facts.
 func (n *Node) advertise() {
 	n.mesh.UpdateRecord(func(r *mesh.Record) {
-		r.Speed, r.Cordoned = n.facts.speedNow().Speed, n.facts.cordoned()
+		r.Speed, r.Cordoned = n.said.speedNow().Speed, n.said.cordoned()
 	})
 	b, err := json.Marshal(n.capabilities())
 	if err == nil {
@@ -286,11 +286,11 @@ func (n *Node) advertise() {
 
 // configure changes what this node says of itself, as an operator wants it.
 func (n *Node) configure(req control.NodeSettings) error {
-	if err := n.facts.change(req); err != nil {
+	if err := n.said.change(req); err != nil {
 		return err
 	}
 	n.advertise()
-	n.log.Info("node configured", "cordoned", n.facts.cordoned(), "labels", n.facts.labels())
+	n.log.Info("node configured", "cordoned", n.said.cordoned(), "labels", n.said.labels())
 	return nil
 }
 

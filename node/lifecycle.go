@@ -128,7 +128,7 @@ func (n *Node) create(ctx context.Context, s spec) (*worker, error) {
 // says why there is none. Memory counts by limit, not by use: a worker that
 // may grow must be able to.
 func (n *Node) reserve(bytes uint64) error {
-	if n.facts.cordoned() {
+	if n.said.cordoned() {
 		return n.errCordoned()
 	}
 	total, _ := memory()

@@ -83,6 +83,7 @@ type moveOut struct {
 	id      handover.MoveID
 	to      mesh.NodeID
 	toName  string
+	kind    handover.Strategy // unknown after a restart
 	machine *handover.Source
 	lnk     *link
 	box     *mailbox
@@ -91,6 +92,7 @@ type moveOut struct {
 	cancelFreeze context.CancelFunc // of the freeze under way
 	freezing     sync.WaitGroup     // the freeze under way
 	writes       *writeLog          // nil after a restart
+	forecast     forecast
 
 	mu       sync.Mutex
 	at       handover.SourcePhase
@@ -130,9 +132,7 @@ func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req contr
 	progress func(control.Progress)) (control.Migration, error) {
 
 	if to.ID == n.id {
-		return control.Migration{}, &control.Error{
-			Code: control.CodeConflict, Message: fmt.Sprintf("worker %s is at node %s already", w.Name, n.name()),
-		}
+		return control.Migration{}, atHome(w, n)
 	}
 	m, err := n.moveAway(ctx, w, to, n.strategy(req.Strategy), time.Duration(req.TimeoutMs*float64(time.Millisecond)))
 	if err != nil {
@@ -202,7 +202,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 	}
 	m := &moveOut{
 		n: n, w: w, spec: w.spec, id: handover.NewMoveID(), to: to.ID, toName: to.Record.Name,
-		box: newMailbox(), done: make(chan struct{}), strategy: strategy.String(), started: time.Now(),
+		box: newMailbox(), done: make(chan struct{}), kind: strategy, strategy: strategy.String(), started: time.Now(),
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -235,6 +235,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 	}
 	w.move = m
 	m.writes = n.watchWrites(n.ctx, w, to.ID, int64(m.memory), strategy.Rounds())
+	m.startForecast()
 	n.startOut(m)
 	return m, nil
 }
@@ -287,8 +288,10 @@ func (m *moveOut) apply(ctx context.Context, as []handover.Action) (finished boo
 		case handover.Persist:
 			m.n.persist(a, m.feed)
 		case handover.Warm:
+			m.predict()
 			m.n.tasks.Go(func() { m.warm(ctx) })
 		case handover.Freeze:
+			m.predict()
 			m.freeze(ctx)
 		case handover.Thaw:
 			m.thaw(ctx, a.Epoch)
@@ -398,6 +401,7 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	m.forecast.holes = frozen.holes
 	pages, err := m.n.frozenPages(m.w, m.to, m.epoch, frozen)
 	if err != nil {
 		return nil, nil, err
@@ -486,6 +490,7 @@ func (m *moveOut) finish(r handover.Result) {
 		m.closePages()
 		m.w.memoryIn.release()
 	}
+	m.learnPath()
 	m.n.mu.Lock()
 	delete(m.n.outgoing, m.id)
 	m.n.mu.Unlock()
@@ -604,7 +609,7 @@ func (m *moveOut) migration() (control.Migration, error) {
 	switch r.Outcome {
 	case handover.Moved:
 		sent := m.sentLocked()
-		return control.Migration{
+		done := control.Migration{
 			Worker: m.spec.Name, WorkerID: m.spec.ID, Strategy: m.strategy, From: m.n.name(), To: m.toName,
 			Epoch: r.Epoch, BlackoutMs: control.Millis(m.blackoutLocked()),
 			TotalMs:   control.Millis(m.finished.Sub(m.started)),
@@ -613,7 +618,9 @@ func (m *moveOut) migration() (control.Migration, error) {
 			BytesOnWire: sent.Bytes, PagesDemanded: sent.DemandPages, PagesPushed: sent.BulkPages,
 			FaultMsP50: control.Millis(m.report.FaultP50), FaultMsP99: control.Millis(m.report.FaultP99),
 			Result: "done",
-		}, nil
+		}
+		m.accountLocked(&done)
+		return done, nil
 	case handover.Kept:
 		e := &control.Error{
 			Code:    control.CodeFailed,

@@ -103,17 +103,18 @@ type Node struct {
 	lock    *control.Lock
 	mesh    *mesh.Mesh
 	dir     *directory
-	facts   *facts
-	paths   *pathTimes
+	said    *facts
+	rtts    *pathTimes
 	modules modules
 	journal *handover.Journal
 	metrics *metrics
+	server  *control.Server
+	store   *pager.Store
+	bases   *pager.Bases  // page tables of workers that have left
+	budget  *pager.Budget // of what all moves push
+	paths   paths
 	// documents are those of other nodes.
 	documents documents
-	server    *control.Server
-	store     *pager.Store
-	bases     *pager.Bases  // page tables of workers that have left
-	budget    *pager.Budget // of what all moves push
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 
@@ -176,7 +177,7 @@ func New(cfg Config) (n *Node, err error) {
 		incarnation: handover.NewIncarnation(),
 		modules:     modules{dir: filepath.Join(cfg.StateDir, "modules")},
 		budget:      pager.NewBudget(cfg.PushRate),
-		paths:       newPathTimes(),
+		rtts:        newPathTimes(),
 		workers:     make(map[string]*worker),
 		ended:       make(map[string]*worker),
 		outgoing:    make(map[handover.MoveID]*moveOut),
@@ -202,10 +203,10 @@ func New(cfg Config) (n *Node, err error) {
 		return nil, err
 	}
 	n.dir = newDirectory(cfg.Log)
-	if n.facts, err = loadFacts(cfg.StateDir, cfg.Labels); err != nil {
+	if n.said, err = loadFacts(cfg.StateDir, cfg.Labels); err != nil {
 		return nil, err
 	}
-	n.facts.setSpeed(n.speedKept(n.started))
+	n.said.setSpeed(n.speedKept(n.started))
 	caps := n.capabilities()
 	if err := caps.validate(); err != nil {
 		return nil, err

@@ -62,7 +62,7 @@ func app(t testing.TB, name string) string {
 		if apps.dir, apps.err = os.MkdirTemp("", "meshnode-apps-"); apps.err != nil {
 			return
 		}
-		for _, name := range []string{"counter", "probe"} {
+		for _, name := range []string{"counter", "probe", "kvstore"} {
 			cmd := exec.Command("go", "build", "-buildmode=c-shared", "-ldflags=-s -w",
 				"-o", filepath.Join(apps.dir, name+".wasm"), "meshnode/e2e/apps/"+name)
 			cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm")

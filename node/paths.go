@@ -117,11 +117,11 @@ func (n *Node) measurePaths(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, measureTime)
 	defer cancel()
 	select {
-	case n.paths.round <- struct{}{}:
+	case n.rtts.round <- struct{}{}:
 	case <-ctx.Done():
 		return
 	}
-	defer func() { <-n.paths.round }()
+	defer func() { <-n.rtts.round }()
 	members := make(map[mesh.NodeID]bool)
 	var stale []mesh.NodeID
 	for _, m := range n.mesh.Members() {
@@ -129,11 +129,11 @@ func (n *Node) measurePaths(ctx context.Context) {
 			continue
 		}
 		members[m.ID] = true
-		if _, at, ok := n.paths.get(m.ID); !ok || time.Since(at) > pathFresh {
+		if _, at, ok := n.rtts.get(m.ID); !ok || time.Since(at) > pathFresh {
 			stale = append(stale, m.ID)
 		}
 	}
-	n.paths.keep(members)
+	n.rtts.keep(members)
 	work := make(chan mesh.NodeID)
 	var wg sync.WaitGroup
 	for range min(pingsAtOnce, len(stale)) {
@@ -160,7 +160,7 @@ func (n *Node) measurePath(ctx context.Context, id mesh.NodeID) {
 			n.log.Debug("path not measured", "node", id, "error", err)
 			return
 		}
-		n.paths.add(id, p.RTT, time.Now())
+		n.rtts.add(id, p.RTT, time.Now())
 	}
 }
 
@@ -174,7 +174,7 @@ func (n *Node) servePaths(ctx context.Context, s *mesh.Stream) {
 	n.measurePaths(ctx)
 	have := pathsHave{}
 	for _, m := range n.mesh.Members() {
-		if rtt, at, ok := n.paths.get(m.ID); ok && len(have.Paths) < maxPaths {
+		if rtt, at, ok := n.rtts.get(m.ID); ok && len(have.Paths) < maxPaths {
 			have.Paths = append(have.Paths, pathHave{To: m.ID, P50: rtt.P50, P99: rtt.P99, Age: max(0, time.Since(at))})
 		}
 	}
@@ -190,7 +190,7 @@ func (n *Node) pathsFrom(ctx context.Context, from mesh.NodeID) ([]placement.Pat
 	if from == n.id {
 		n.measurePaths(ctx)
 		for _, m := range n.mesh.Members() {
-			if rtt, at, ok := n.paths.get(m.ID); ok {
+			if rtt, at, ok := n.rtts.get(m.ID); ok {
 				out = append(out, placement.Path{
 					From: placement.NodeID(from), To: placement.NodeID(m.ID), RTT: rtt, Stamp: placement.Stamp{At: at, From: placement.Measured},
 				})

@@ -79,6 +79,7 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 	if !n.support.Tracking() && !dear {
 		return nil // hashing all of a running worker's memory costs more than it brings
 	}
+	l.w.endSample()
 	t, err := pager.NewTracker(pager.TrackerConfig{Region: r, Size: l.size, Log: n.log})
 	if err == nil {
 		err = t.Start()
@@ -107,17 +108,25 @@ func (l *writeLog) sample(ctx context.Context) error {
 	if l.tracker.Method() == "hashes" {
 		return nil
 	}
-	for at := int64(0); at < l.size; at += forgetStep {
+	if err := l.w.forget(ctx, l.size); err != nil {
+		return err
+	}
+	l.rounds.Sample()
+	return nil
+}
+
+// forget makes the kernel's record of what the worker touches begin anew.
+func (w *worker) forget(ctx context.Context, size int64) error {
+	for at := int64(0); at < size; at += forgetStep {
 		var err error
-		derr := l.w.do(ctx, func() {
+		derr := w.do(ctx, func() {
 			// The request cannot be given up without ending the runner.
-			err = l.w.runner.Forget(context.WithoutCancel(ctx), uint64(at), uint64(min(forgetStep, l.size-at)))
+			err = w.runner.Forget(context.WithoutCancel(ctx), uint64(at), uint64(min(forgetStep, size-at)))
 		})
 		if err := errors.Join(derr, err); err != nil {
 			return err
 		}
 	}
-	l.rounds.Sample()
 	return nil
 }
 
@@ -125,6 +134,7 @@ func (l *writeLog) sample(ctx context.Context) error {
 type frozenMemory struct {
 	layout pager.Layout
 	ahead  *pager.Ahead // nil where writes were not tracked
+	holes  int          // pages never written
 }
 
 // frozen is called once, when the worker stands still with that much memory.
@@ -144,6 +154,7 @@ func (l *writeLog) frozen(size int64) (f frozenMemory, err error) {
 		grown := pager.Run{First: pager.PageNum(was), Count: uint32(pages - was)}
 		f.layout.Zero, err = pager.ZeroRunsWithin(file, pager.NormalizeRuns(append(l.zero, grown)))
 	}
+	f.holes = pager.CountPages(f.layout.Zero)
 	if err != nil || l.rounds == nil {
 		return f, err
 	}

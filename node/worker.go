@@ -60,6 +60,8 @@ type worker struct {
 	events uint64
 	memory uint64 // bytes of linear memory
 	move   *moveOut
+	// sampling is the sample under way, or nil; none begins during a move.
+	sampling *sample
 	// journalled is what the journal was to say after a move that came to
 	// nothing, in case it could not be written.
 	journalled *handover.Record
@@ -508,6 +510,7 @@ func (w *worker) describe() control.Worker {
 	}
 	if m := w.move; m != nil {
 		c.Phase, c.MoveTo = m.phase(), m.toName
+		c.Activity = m.activity()
 	}
 	return c
 }

@@ -3,7 +3,21 @@
 // runs elsewhere, those it waits for first. It is given plain readers and
 // writers and knows nothing of the network behind them.
 //
-// A move has two ends. At the origin a Source serves the pages of a frozen
+// A move has two ends. Before the freeze, Rounds at the origin send the memory
+// while the worker runs, and an Intake at the destination puts it in place:
+//
+//	Intake                                   Rounds
+//	Hello ------------- rounds ------------>
+//	      <------------------------- Welcome
+//	      <--------------------------- Names        if asked for: ahead of the
+//	Lacks ------------------------------->          first bytes of a page
+//	      <--------------------------- Pages        written longest ago first,
+//	Ack   ------------------------------->          then what was written since
+//	      <-------------------------- Frozen        the rest: as on a bulk stream
+//
+// What was acknowledged and not written again is listed in a Layout, which
+// travels while the worker stands still; all else counts as missing. Then, or
+// without any rounds, at the origin a Source serves the pages of a frozen
 // worker. At the destination a Sink dials two streams to it: one asks for the
 // pages the worker waits for, the other brings all others unasked. Each
 // stream opens with a Hello that says what is already there, so a stream

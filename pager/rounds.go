@@ -24,6 +24,12 @@ const (
 	roundPause = 20 * time.Millisecond
 	// roundFew is how many pages, 128 KiB, are too few for another round.
 	roundFew = 32
+	// judgeFrom is how many pages are sent, 4 MiB, before it is judged what that
+	// was good for: of those at least one in judgeShare has to count, else the
+	// worker writes about as fast as the link carries, and more rounds cost
+	// more than they bring.
+	judgeFrom  = 1024
+	judgeShare = 2
 	// roundsMost bounds the rounds of a worker whose writes neither converge
 	// nor stall.
 	roundsMost = 30
@@ -97,6 +103,8 @@ type Rounds struct {
 	round   int
 	left    int // pages to be sent at the end of the last round
 	stalled int // rounds that brought little
+	picked  int // pages taken to be sent since judged was todo
+	judged  int
 	rate    float64
 	dirty   float64 // bytes a second
 	noted   time.Time
@@ -501,6 +509,7 @@ func (st *roundStream) serve(ctx context.Context, takeOver func(*Source, <-chan 
 		}
 	}
 	st.first, st.acked = st.seq, st.seq
+	st.picked, st.judged = 0, st.todo
 	if st.ahead {
 		st.offered = make([]bool, st.limit())
 	}
@@ -662,9 +671,31 @@ func (st *roundStream) rounds(ctx context.Context) error {
 // look scans, unless the memory is frozen meanwhile.
 func (st *roundStream) look() error {
 	if err := st.Scan(); !errors.Is(err, errFrozen) {
+		st.judge()
 		return err
 	}
 	return nil
+}
+
+// judge looks how many of the pages sent lately have not been written again.
+func (st *roundStream) judge() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.picked < judgeFrom {
+		return
+	}
+	if (st.judged-st.todo)*judgeShare < st.picked {
+		st.settleLocked("writes keep up with the link")
+	}
+	st.picked, st.judged = 0, st.todo
+}
+
+func (r *Rounds) settleLocked(why string) {
+	if isClosed(r.settled) {
+		return
+	}
+	r.log.Debug("rounds settled", "why", why, "round", r.round, "left", r.todo, "rate", r.rate, "dirty", r.dirty)
+	close(r.settled)
 }
 
 // sendRound sends the pages of a round and reports whether there were any. It
@@ -761,6 +792,9 @@ func (st *roundStream) pick() (r Run, seq uint32, what int) {
 		}
 	}
 	st.todo -= int(r.Count)
+	if what == planPages {
+		st.picked += int(r.Count)
+	}
 	if what == planNames {
 		st.offers = append(st.offers, roundOffer{r, st.seq})
 	}
@@ -965,13 +999,16 @@ func (st *roundStream) measure(took time.Duration, bytes uint64) {
 func (st *roundStream) end() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	few := st.todo <= roundFew
 	if st.round > 1 && st.todo*10 >= st.left*8 {
 		st.stalled++
 	}
 	st.left = st.todo
-	if (few || st.stalled >= 2 || st.round >= roundsMost) && !isClosed(st.settled) {
-		st.log.Debug("rounds settled", "round", st.round, "left", st.todo, "rate", st.rate, "dirty", st.dirty)
-		close(st.settled)
+	switch {
+	case st.todo <= roundFew:
+		st.settleLocked("little is left")
+	case st.stalled >= 2:
+		st.settleLocked("rounds bring little")
+	case st.round >= roundsMost:
+		st.settleLocked("enough rounds")
 	}
 }

@@ -17,6 +17,8 @@ import (
 type roundsTest struct {
 	t        testing.TB
 	pages    int
+	size     atomic.Int64 // of the memory in use; all of it if 0
+	hashes   bool         // find writes by hashes
 	from, to *child
 	tracker  *Tracker
 	rounds   *Rounds
@@ -57,14 +59,19 @@ func (rt *roundsTest) start(base *Table, store *Store, known *Table) {
 	t.Helper()
 	zero := rt.holes()
 	var err error
-	if rt.tracker, err = NewTracker(TrackerConfig{Region: rt.from.region, Size: int64(rt.pages) * PageSize, Log: testLog(t)}); err != nil {
+	if rt.size.Load() == 0 {
+		rt.size.Store(int64(rt.pages) * PageSize)
+	}
+	zero = without(zero, []Run{{PageNum(rt.size.Load() / PageSize), uint32(rt.pages)}})
+	rt.tracker, err = NewTracker(TrackerConfig{Region: rt.from.region, Size: rt.size.Load(), Hashes: rt.hashes, Log: testLog(t)})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := rt.tracker.Start(); err != nil {
 		t.Fatal(err)
 	}
 	rt.rounds, err = NewRounds(RoundsConfig{
-		Worker: "w", Epoch: 3, Memory: rt.from.region.Data, Size: func() int64 { return int64(rt.pages) * PageSize },
+		Worker: "w", Epoch: 3, Memory: rt.from.region.Data, Size: rt.size.Load,
 		Zero: zero, Tracker: rt.tracker, Base: base, Log: testLog(t),
 	})
 	if err != nil {
@@ -171,6 +178,40 @@ func TestRounds(t *testing.T) {
 			if held := rt.rounds.Stats().Sent; held == 0 {
 				t.Error("no page was sent in rounds")
 			}
+		})
+	}
+}
+
+// Memory that grows while it is sent, and writes that are found by hashes.
+func TestRoundsGrow(t *testing.T) {
+	for _, hashes := range []bool{false, true} {
+		t.Run(fmt.Sprintf("hashes=%t", hashes), func(t *testing.T) {
+			const pages = 2048
+			r := testRand(t)
+			rt := &roundsTest{t: t, pages: pages, hashes: hashes, from: startArmable(t, pages), to: startArmable(t, pages), ran: make(chan error, 1)}
+			mem := testMemory(r, pages/2, 3)
+			for p := range pages / 2 {
+				if page := mem[p*PageSize : (p+1)*PageSize]; !IsZero(page) {
+					copy(rt.from.region.Data[p*PageSize:], page)
+				}
+			}
+			rt.size.Store(pages / 2 * PageSize)
+			rt.start(nil, nil, nil)
+			for i := 0; !isClosed(rt.rounds.Settled()) || i < 16; i++ {
+				size := int(rt.size.Load() / PageSize)
+				if i%4 == 3 && size < pages {
+					size += pages / 16
+				}
+				// What has just grown is written before anybody is told of it.
+				var some []PageNum
+				for range 40 {
+					some = append(some, PageNum(r.IntN(size)))
+				}
+				rt.from.do(childRequest{Op: "write", Pages: some, Value: byte(i)})
+				rt.size.Store(int64(size) * PageSize)
+			}
+			rt.from.do(childRequest{Op: "write", Pages: pageList(pages-100, 50), Value: 3})
+			rt.finish(unix.Getpagesize())
 		})
 	}
 }

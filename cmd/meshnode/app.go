@@ -74,7 +74,7 @@ and its memory follows.
 	root.SetCompletionCommandGroupID("node")
 	for _, c := range []*cobra.Command{
 		a.upCommand(), a.statusCommand(), a.joinCommand(), a.leaveCommand(), a.pingCommand(),
-		a.demoCommand(), a.versionCommand(), a.schemaCommand(),
+		a.demoCommand(), a.benchCommand(), a.versionCommand(), a.schemaCommand(),
 	} {
 		c.GroupID = "node"
 		root.AddCommand(c)

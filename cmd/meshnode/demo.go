@@ -47,7 +47,7 @@ agree in every bit of their state, or the demo fails.`,
 			case d.hopTicks < 1 || d.hopTicks > 1_000_000:
 				return usagef("--ticks-per-hop: %d is out of range; it goes from 1 to 1000000", d.hopTicks)
 			}
-			module, err := demoModule(d.module)
+			module, err := appModule(d.module, "physics")
 			if err != nil {
 				return err
 			}
@@ -70,15 +70,15 @@ agree in every bit of their state, or the demo fails.`,
 	return cmd
 }
 
-// demoModule finds the app to run.
-func demoModule(path string) (string, error) {
+// appModule finds an example app to run, unless path names one.
+func appModule(path, app string) (string, error) {
 	candidates := []string{path}
 	if path == "" {
 		candidates = candidates[:0]
 		if exe, err := os.Executable(); err == nil {
-			candidates = append(candidates, filepath.Join(filepath.Dir(exe), "apps", "physics.wasm"))
+			candidates = append(candidates, filepath.Join(filepath.Dir(exe), "apps", app+".wasm"))
 		}
-		candidates = append(candidates, filepath.Join("bin", "apps", "physics.wasm"))
+		candidates = append(candidates, filepath.Join("bin", "apps", app+".wasm"))
 	}
 	for _, c := range candidates {
 		switch _, err := os.Stat(c); {
@@ -88,7 +88,7 @@ func demoModule(path string) (string, error) {
 			return "", usagef("%s", err)
 		}
 	}
-	e := usagef("the demo's app %s is not there", candidates[len(candidates)-1])
+	e := usagef("the app %s is not there", candidates[len(candidates)-1])
 	e.Hint = "`task apps` builds it; --app names another place"
 	return "", e
 }
@@ -134,7 +134,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}()
 
 	d.say("starting four nodes: device, edge-a, edge-b, cloud")
-	mesh, err := d.startMesh(ctx, procs)
+	mesh, err := startMesh(ctx, procs, []demoNode{{"cloud", "cloud"}, {"device", "device"}, {"edge-a", "edge"}, {"edge-b", "edge"}})
 	if err != nil {
 		return err
 	}

@@ -226,9 +226,12 @@ func (m demoMesh) close() {
 	}
 }
 
-// startMesh lets the cloud found a mesh and the others join it with tokens.
-func (d *demo) startMesh(ctx context.Context, procs *processes) (_ demoMesh, err error) {
-	nodes := []struct{ name, tier string }{{"cloud", "cloud"}, {"device", "device"}, {"edge-a", "edge"}, {"edge-b", "edge"}}
+// A demoNode is a node to start.
+type demoNode struct{ name, tier string }
+
+// startMesh lets the first of the nodes found a mesh and the others join it with
+// tokens.
+func startMesh(ctx context.Context, procs *processes, nodes []demoNode) (_ demoMesh, err error) {
 	m := make(demoMesh)
 	for _, n := range nodes {
 		m[n.name] = control.NewClient(filepath.Join(procs.dir, n.name, control.SocketName))
@@ -238,18 +241,19 @@ func (d *demo) startMesh(ctx context.Context, procs *processes) (_ demoMesh, err
 			m.close()
 		}
 	}()
-	cloud, err := procs.start("cloud", "--tier", "cloud")
+	authority := m[nodes[0].name]
+	first, err := procs.start(nodes[0].name, "--tier", nodes[0].tier)
 	if err != nil {
 		return nil, err
 	}
-	status, err := cloud.ready(ctx, m["cloud"])
+	status, err := first.ready(ctx, authority)
 	if err != nil {
 		return nil, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, n := range nodes[1:] {
 		g.Go(func() error {
-			t, err := m["cloud"].CreateToken(gctx, control.TokenRequest{TTLMs: control.Millis(5 * time.Minute), Uses: 1, Tier: n.tier})
+			t, err := authority.CreateToken(gctx, control.TokenRequest{TTLMs: control.Millis(5 * time.Minute), Uses: 1, Tier: n.tier})
 			if err != nil {
 				return fmt.Errorf("a token for %s: %w", n.name, err)
 			}

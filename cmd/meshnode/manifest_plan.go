@@ -66,7 +66,7 @@ something would start, move or find no place, or break an objective.`,
 			if err != nil {
 				return err
 			}
-			if err := a.print(&p, func(w io.Writer) { planTable(w, p, all) }); err != nil {
+			if err := a.print(&p, func(w io.Writer) { appPlanTable(w, p, all) }); err != nil {
 				return err
 			}
 			if exitCode && p.Pending+p.Stuck+p.Violated > 0 {
@@ -88,7 +88,7 @@ something would start, move or find no place, or break an objective.`,
 // fewNodes is how many nodes a table shows unless asked for all.
 const fewNodes = 5
 
-func planTable(w io.Writer, p control.Plan, all bool) {
+func appPlanTable(w io.Writer, p control.Plan, all bool) {
 	names := make(map[string]string)
 	for _, wk := range p.Workers {
 		learnNames(names, wk.Fits)

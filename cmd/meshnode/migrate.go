@@ -15,6 +15,7 @@ func (a *app) workerMigrateCommand() *cobra.Command {
 		to       string
 		strategy = enumValue{value: control.Strategies[0]}
 		timeout  durationValue
+		plan     bool
 	)
 	cmd := a.outputFlag(&cobra.Command{
 		Use:   "migrate NAME --to NODE",
@@ -22,6 +23,10 @@ func (a *app) workerMigrateCommand() *cobra.Command {
 		Long: `migrate moves a worker while it runs. With post-copy it goes on at the other
 node at once and its memory follows, the pages it needs first; stop-and-copy
 sends all memory while it stands still, as a baseline to compare with.
+
+With --plan it only says what the move would be like with each strategy: the
+blackout, the time in all and the bytes. The worker is watched for a moment
+for that, and stays where it is.
 
 It ends when all memory has arrived. Interrupting it before the worker has
 moved gives the move up; later, the move goes on without being watched.`,
@@ -38,10 +43,18 @@ moved gives the move up; later, the move goes on without being watched.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c := a.client()
 			defer c.Close()
+			req := control.MigrateRequest{To: to, Strategy: strategy.value, TimeoutMs: control.Millis(timeout.d)}
+			if plan {
+				ctx, cancel := withTimeout(cmd.Context(), requestTimeout, "plan a move of "+args[0])
+				defer cancel()
+				p, err := c.Plan(ctx, args[0], req)
+				if err != nil {
+					return err
+				}
+				return a.print(&p, func(w io.Writer) { planTable(w, p) })
+			}
 			line := newLiveLine(a.stderr)
-			m, err := c.Migrate(cmd.Context(), args[0], control.MigrateRequest{
-				To: to, Strategy: strategy.value, TimeoutMs: control.Millis(timeout.d),
-			}, func(p control.Progress) { line.set(progressText(p)) })
+			m, err := c.Migrate(cmd.Context(), args[0], req, func(p control.Progress) { line.set(progressText(p)) })
 			line.clear()
 			if err != nil {
 				return err
@@ -53,7 +66,32 @@ moved gives the move up; later, the move goes on without being watched.`,
 	_ = cmd.RegisterFlagCompletionFunc("to", a.completeNodeFlag)
 	enumFlag(cmd, &strategy, "strategy", "", "how its memory travels", control.Strategies)
 	cmd.Flags().Var(&timeout, "timeout", "how long it may take until the worker runs there (default: the node's)")
+	cmd.Flags().BoolVar(&plan, "plan", false, "say what the move would be like, and do not move anything")
 	return cmd
+}
+
+// planTable shows what each strategy would come to.
+func planTable(w io.Writer, p control.MovePlan) {
+	row(w, "STRATEGY", "BLACKOUT", "TOTAL", "BYTES", "ROUNDS", "")
+	for _, o := range p.Predictions {
+		mark := " "
+		if o.Strategy == p.Auto {
+			mark = "auto takes this one"
+		}
+		row(w, o.Strategy, millis(o.BlackoutMs), millis(o.TotalMs), shortSize(float64(o.Bytes)), o.Rounds, mark)
+	}
+	s := fmt.Sprintf("\n%s of memory", size(p.MemoryBytes))
+	if a := p.Activity; a != nil {
+		s += fmt.Sprintf(", %s of it ever written, %s/s being written", shortSize(float64(a.ContentBytes)), shortSize(a.DirtyBytesPerSec))
+	}
+	s += fmt.Sprintf("; round trip to %s %s", freeText(p.To), millis(p.RTTMs))
+	if p.RateBytesPerSec > 0 {
+		s += fmt.Sprintf(", %s/s as of the last move", shortSize(p.RateBytesPerSec))
+	}
+	fmt.Fprintln(w, s)
+	for _, what := range p.Assumed {
+		fmt.Fprintf(w, "assumed: %s\n", freeText(what))
+	}
 }
 
 // migrationText is the one line a move ends with.
@@ -63,6 +101,12 @@ func migrationText(m control.Migration) string {
 		size(m.BytesOnWire), plural(int(m.PagesDemanded), "page"))
 	if m.PagesDemanded > 0 {
 		s += fmt.Sprintf(", fault p50 %s p99 %s", millis(m.FaultMsP50), millis(m.FaultMsP99))
+	}
+	if p := m.Predicted; p != nil {
+		s += fmt.Sprintf("\nexpected: blackout %s, total %s, %s", millis(p.BlackoutMs), millis(p.TotalMs), shortSize(float64(p.Bytes)))
+		if p.RateAssumed {
+			s += ", at a guessed 100 Mbit/s"
+		}
 	}
 	return s
 }

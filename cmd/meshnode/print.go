@@ -102,6 +102,12 @@ func age(d time.Duration) string {
 
 func size(n uint64) string { return control.FormatBytes(n) }
 
+// shortSize is size without the exact number in brackets.
+func shortSize(n float64) string {
+	s, _, _ := strings.Cut(size(uint64(n)), " (")
+	return s
+}
+
 // freeText makes text from elsewhere fit for a terminal: control characters,
 // which could move the cursor or worse, are shown as escapes.
 func freeText(s string) string {

@@ -237,3 +237,52 @@ func (v *pairsValue) labels() map[string]string {
 	}
 	return m
 }
+
+// A sizesValue is a list of numbers of bytes with their units, as 16MiB,64MiB.
+type sizesValue struct {
+	sizes    []uint64
+	min, max uint64
+}
+
+func (v *sizesValue) Set(s string) error {
+	var sizes []uint64
+	for part := range strings.SplitSeq(s, ",") {
+		one := sizeValue{min: v.min, max: v.max}
+		if err := one.Set(part); err != nil {
+			return err
+		}
+		sizes = append(sizes, one.bytes)
+	}
+	v.sizes = sizes
+	return nil
+}
+
+func (v *sizesValue) String() string {
+	var parts []string
+	for _, n := range v.sizes {
+		parts = append(parts, strings.ReplaceAll(control.FormatBytes(n), " ", ""))
+	}
+	return strings.Join(parts, ",")
+}
+func (v *sizesValue) Type() string { return "SIZE,..." }
+
+// A wordsValue is a list of some of a few words.
+type wordsValue struct {
+	words    []string
+	accepted []string
+}
+
+func (v *wordsValue) Set(s string) error {
+	var words []string
+	for part := range strings.SplitSeq(s, ",") {
+		one := enumValue{accepted: v.accepted}
+		if err := one.Set(part); err != nil {
+			return err
+		}
+		words = append(words, part)
+	}
+	v.words = words
+	return nil
+}
+func (v *wordsValue) String() string { return strings.Join(v.words, ",") }
+func (v *wordsValue) Type() string   { return "WORD,..." }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestKvstore(t *testing.T) {
@@ -37,6 +38,13 @@ func TestKvstore(t *testing.T) {
 		{"init 64MiB 100", 1, "*"},
 		{"touch", 1, "*"},
 		{"touch some 1 2", 1, "*"},
+		{"churn", 1, "*"},
+		{"churn fast", 1, "*"},
+		{"churn 1MiB cold=1MiB", 1, "*"},
+		{"churn 1MiB hot=64B", 1, "*"},
+		{"churn 1MiB hot=64KiB more", 1, "*"},
+		{"pace now", 1, "*"},
+		{"pace", 0, "ticks=0 gap=0s wallGap=0s p50=0s p99=0s max=0s"},
 		{"digest both", 1, "*"},
 		{"", 1, "*"},
 		{"init 64KiB 64", 0, ""},
@@ -104,6 +112,56 @@ func TestKvstorePages(t *testing.T) {
 	}
 	if got := w.call("digest arena"); got == arena {
 		t.Error("touching did not change the arena's digest")
+	}
+}
+
+// TestKvstoreChurn checks that the timer writes at the rate it was told, to
+// where it was told, and that the app tells how that went.
+func TestKvstoreChurn(t *testing.T) {
+	w := start(t, "kvstore", 128, false)
+	w.call("init 32MiB")
+	w.call("fill")
+	digest := w.call("digest")
+	tick := func() {
+		t.Helper()
+		w.clock += int64(10 * time.Millisecond)
+		if status, err := w.deliver(2, 1, nil); status != 0 || err != nil {
+			t.Fatalf("tick: code %d, %v", status, err)
+		}
+	}
+	for _, c := range []struct {
+		command string
+		pages   int // written in 20 ticks, apart from some of the app itself
+	}{{"churn 10MiB", 512}, {"churn 1MiB", 51}, {"churn 50MiB hot=256KiB", 64}} {
+		w.call(c.command)
+		if want := (timer{ID: 1, After: 1e7, Every: 1e7}); len(w.timers) != 1 || w.timers[0] != want {
+			t.Fatalf("%s: timers %+v, want %+v", c.command, w.timers, want)
+		}
+		tick() // from here on it knows how much time has passed
+		before := w.memory()
+		for range 20 {
+			tick()
+		}
+		got := w.dirtied(before)
+		t.Logf("%s: %d pages in 200 ms", c.command, got)
+		if got < c.pages || got > c.pages+14 {
+			t.Errorf("%s dirtied %d pages in 200 ms, want %d", c.command, got, c.pages)
+		}
+		if pace := w.call("pace"); !strings.HasPrefix(pace, "ticks=21 gap=10.") {
+			t.Errorf("%s: pace %s", c.command, pace)
+		}
+	}
+	w.clock += int64(time.Second)
+	tick()
+	if pace := w.call("pace"); !strings.HasPrefix(pace, "ticks=1 gap=1.01") {
+		t.Errorf("after a second without a tick: pace %s", pace)
+	}
+	w.call("churn 0B")
+	if want := (timer{ID: 1, Cancel: true}); len(w.timers) != 1 || w.timers[0] != want {
+		t.Fatalf("churn 0B: timers %+v, want %+v", w.timers, want)
+	}
+	if got := w.call("digest"); got != digest {
+		t.Errorf("churn changed the digest from %s to %s", digest, got)
 	}
 }
 

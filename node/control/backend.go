@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"time"
 )
 
 // A Backend does what the server is asked for. The node implements it.
@@ -71,6 +72,11 @@ type Backend interface {
 	Migrate(ctx context.Context, ref string, req MigrateRequest, progress func(Progress)) (Migration, error)
 	// Explain says why the worker is here and not elsewhere.
 	Explain(ctx context.Context, ref string, req ExplainRequest) (Explanation, error)
+	// Sample watches what a worker does to its memory for that long and
+	// describes it, Activity included.
+	Sample(ctx context.Context, ref string, length time.Duration) (Worker, error)
+	// Plan says what Migrate would be like, and changes nothing.
+	Plan(ctx context.Context, ref string, req MigrateRequest) (MovePlan, error)
 	Pause(ctx context.Context, ref string) (Worker, error)
 	Resume(ctx context.Context, ref string) (Worker, error)
 	Stop(ctx context.Context, ref string) (Worker, error)

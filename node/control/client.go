@@ -302,6 +302,20 @@ func (c *Client) Worker(ctx context.Context, ref string) (d Worker, err error) {
 	return c.workerDo(ctx, http.MethodGet, ref, "")
 }
 
+// SampleWorker watches what a worker does to its memory for that long, at most
+// [MaxSample], and describes it.
+func (c *Client) SampleWorker(ctx context.Context, ref string, length time.Duration) (d Worker, err error) {
+	return c.workerDo(ctx, http.MethodGet, ref, "?sampleMs="+strconv.FormatFloat(Millis(length), 'f', -1, 64))
+}
+
+// Plan says what a move would be like, and changes nothing.
+func (c *Client) Plan(ctx context.Context, ref string, req MigrateRequest) (d MovePlan, err error) {
+	if err := checkRef("worker", ref); err != nil {
+		return d, err
+	}
+	return d, c.do(ctx, http.MethodPost, workerPath(ref, "/plan"), req, &d)
+}
+
 // Pause lets a worker take no more events until Resume.
 func (c *Client) Pause(ctx context.Context, ref string) (Worker, error) {
 	return c.workerDo(ctx, http.MethodPost, ref, "/pause")

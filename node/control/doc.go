@@ -54,11 +54,14 @@
 //	GET  /v1/workers                     WorkerList: of the whole mesh
 //	POST /v1/workers       module        Worker: started here. The header
 //	                                     Meshnode-Run holds a RunRequest
-//	GET  /v1/workers/WORKER            * Worker
+//	GET  /v1/workers/WORKER            * Worker; with ?sampleMs=N it is watched
+//	                                     that long first, for its activity
 //	GET  /v1/workers/WORKER/logs       * stream of LogLine; ?follow=true goes on
 //	POST /v1/workers/WORKER/migrate    * MigrateRequest; stream of Progress that
 //	                                     ends with a Migration
 //	POST /v1/workers/WORKER/explain    * ExplainRequest; Explanation
+//	POST /v1/workers/WORKER/plan       * MigrateRequest; MovePlan: what that
+//	                                     would be like
 //	POST /v1/workers/WORKER/pause      * Worker
 //	POST /v1/workers/WORKER/resume     * Worker
 //	POST /v1/workers/WORKER/stop       * Worker

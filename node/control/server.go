@@ -214,6 +214,7 @@ func (s *Server) workerRoutes(route func(string, func(http.ResponseWriter, *http
 	route("GET /v1/workers/{ref}/logs", s.getLogs)
 	route("POST /v1/workers/{ref}/migrate", s.postMigrate)
 	route("POST /v1/workers/{ref}/explain", s.postExplain)
+	route("POST /v1/workers/{ref}/plan", s.postPlan)
 	route("POST /v1/workers/{ref}/pause", s.workerVerb(s.backend.Pause))
 	route("POST /v1/workers/{ref}/resume", s.workerVerb(s.backend.Resume))
 	route("POST /v1/workers/{ref}/stop", s.workerVerb(s.backend.Stop))
@@ -554,7 +555,18 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 }
 
 func (s *Server) getWorker(w http.ResponseWriter, r *http.Request) error {
-	d, err := s.backend.Worker(r.Context(), r.PathValue("ref"))
+	ref := r.PathValue("ref")
+	var d Worker
+	var err error
+	if v := r.URL.Query().Get("sampleMs"); v != "" {
+		ms, perr := strconv.ParseFloat(v, 64)
+		if perr != nil || !(ms > 0 && ms <= Millis(MaxSample)) {
+			return &Error{Code: CodeInvalid, Message: fmt.Sprintf("sampleMs is %q, want more than 0 and at most %v", v, Millis(MaxSample))}
+		}
+		d, err = s.backend.Sample(r.Context(), ref, time.Duration(ms*float64(time.Millisecond)))
+	} else {
+		d, err = s.backend.Worker(r.Context(), ref)
+	}
 	if err != nil {
 		return err
 	}
@@ -584,22 +596,42 @@ func (s *Server) getLogs(w http.ResponseWriter, r *http.Request) error {
 	return out.end(s.backend.Logs(r.Context(), r.PathValue("ref"), follow, func(l LogLine) error { return out.send(&l) }))
 }
 
-func (s *Server) postMigrate(w http.ResponseWriter, r *http.Request) error {
-	var req MigrateRequest
+// readMigrate reads what is asked of a move.
+func readMigrate(w http.ResponseWriter, r *http.Request) (req MigrateRequest, err error) {
 	if err := readDocument(w, r, &req); err != nil {
-		return err
+		return req, err
 	}
 	if req.To == "" {
-		return &Error{Code: CodeInvalid, Message: "a move needs a destination", Hint: "`meshnode node ls` lists the nodes"}
+		return req, &Error{Code: CodeInvalid, Message: "a move needs a destination", Hint: "`meshnode node ls` lists the nodes"}
 	}
 	if req.Strategy == "" {
 		req.Strategy = Strategies[0]
 	}
 	if err := oneOf("strategy", req.Strategy, Strategies); err != nil {
-		return err
+		return req, err
 	}
 	if req.TimeoutMs < 0 {
-		return &Error{Code: CodeInvalid, Message: "timeoutMs must not be negative"}
+		return req, &Error{Code: CodeInvalid, Message: "timeoutMs must not be negative"}
+	}
+	return req, nil
+}
+
+func (s *Server) postPlan(w http.ResponseWriter, r *http.Request) error {
+	req, err := readMigrate(w, r)
+	if err != nil {
+		return err
+	}
+	d, err := s.backend.Plan(r.Context(), r.PathValue("ref"), req)
+	if err != nil {
+		return err
+	}
+	return writeDocument(w, &d)
+}
+
+func (s *Server) postMigrate(w http.ResponseWriter, r *http.Request) error {
+	req, err := readMigrate(w, r)
+	if err != nil {
+		return err
 	}
 	out := newStream(w, r)
 	m, err := s.backend.Migrate(r.Context(), r.PathValue("ref"), req, func(p Progress) { _ = out.send(&p) })

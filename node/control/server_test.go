@@ -311,17 +311,29 @@ func TestMigrateStreams(t *testing.T) {
 					step <- struct{}{} // the next is reported only once this one has arrived
 				}
 			})
-			if err != nil || mig.From != home || mig.To != "edge-b" || mig.Strategy != control.StrategyPostCopy || mig.Kind != "Migration" {
+			if err != nil || mig.From != home || mig.To != "edge-b" || mig.Strategy != control.StrategyAuto || mig.Kind != "Migration" {
 				t.Errorf("got %+v, %v", mig, err)
 			}
 			if got := strings.Join(phases, " "); got != "offer prepare freeze commit drain" {
 				t.Errorf("phases %q", got)
 			}
 			m.Step = nil
+			p, err := c.Plan(t.Context(), "counter", control.MigrateRequest{To: home})
+			if err != nil || p.Kind != "MovePlan" || p.From != "edge-b" || p.To != home || len(p.Predictions) != 1 {
+				t.Errorf("plan %+v, %v", p, err)
+			}
+			_, err = c.Plan(t.Context(), "counter", control.MigrateRequest{To: home, Strategy: "teleport"})
+			wantCode(t, err, control.CodeInvalid)
+			w, err := c.SampleWorker(t.Context(), "counter", 1500*time.Microsecond)
+			if err != nil || w.HomeName != "edge-b" || w.Activity == nil || w.Activity.SampledMs != 1.5 {
+				t.Errorf("sample %+v, %v", w, err)
+			}
+			_, err = c.SampleWorker(t.Context(), "counter", control.MaxSample+1)
+			wantCode(t, err, control.CodeInvalid)
 			_, err = c.Migrate(t.Context(), "counter", control.MigrateRequest{To: "edge-c"}, nil)
 			wantCode(t, err, control.CodeNotFound)
 			_, err = c.Migrate(t.Context(), "counter", control.MigrateRequest{To: "device", Strategy: "teleport"}, nil)
-			if e := wantCode(t, err, control.CodeInvalid); !strings.Contains(e.Message, "post-copy, stop-and-copy") {
+			if e := wantCode(t, err, control.CodeInvalid); !strings.Contains(e.Message, "pre-copy, stop-and-copy") {
 				t.Errorf("got %+v", e)
 			}
 		})

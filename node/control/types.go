@@ -19,6 +19,8 @@ const (
 	// MaxPayloadBytes is the largest payload of a message to or reply from a
 	// worker.
 	MaxPayloadBytes = 1 << 20
+	// MaxSample is how long a worker may be watched at a time.
+	MaxSample = 30 * time.Second
 	// maxDocumentBytes is the largest JSON request body.
 	maxDocumentBytes = 64 << 10
 )
@@ -49,6 +51,7 @@ func (d *LogLine) stamp()     { d.set("LogLine") }
 func (d *CallResult) stamp()  { d.set("CallResult") }
 func (d *Progress) stamp()    { d.set("Progress") }
 func (d *Migration) stamp()   { d.set("Migration") }
+func (d *MovePlan) stamp()    { d.set("MovePlan") }
 func (d *Demo) stamp()        { d.set("Demo") }
 func (d *Version) stamp()     { d.set("Version") }
 func (d *Error) stamp()       { d.set("Error") }
@@ -308,6 +311,27 @@ type Worker struct {
 	Inbox       int       `json:"inbox"` // messages waiting
 	Since       time.Time `json:"since"` // when it entered State
 	Created     time.Time `json:"created"`
+	// ResidentShare is how much of its memory is at its home: below 1 while
+	// it drains. Only where one worker is asked for.
+	ResidentShare float64 `json:"residentShare,omitempty"`
+	// Activity is what it does to its memory: during a move, and where a
+	// sample was asked for.
+	Activity *Activity `json:"activity,omitempty"`
+}
+
+// Activity is what a worker does to its memory.
+type Activity struct {
+	// SampledMs is how long it was watched for this; 0 during a move.
+	SampledMs float64 `json:"sampledMs,omitempty"`
+	// DirtyBytesPerSec counts each page written between two looks, 20 ms
+	// apart, as 4 KiB; WrittenBytes counts each page once.
+	DirtyBytesPerSec float64 `json:"dirtyBytesPerSec"`
+	WrittenBytes     uint64  `json:"writtenBytes,omitempty"`
+	// WorkingSetBytes is what it read or wrote, as the kernel noted it; 0
+	// where the kernel was not asked or cannot tell.
+	WorkingSetBytes uint64 `json:"workingSetBytes,omitempty"`
+	// ContentBytes is what was ever written of its memory.
+	ContentBytes uint64 `json:"contentBytes,omitempty"`
 }
 
 // LogLine is one line a worker, or its node about it, has logged.
@@ -341,6 +365,39 @@ type MigrateRequest struct {
 	// TimeoutMs bounds the move up to its commit; 0 for the node's default.
 	// A move that has committed goes on regardless.
 	TimeoutMs float64 `json:"timeoutMs,omitempty"`
+}
+
+// MovePlan is what a move would be like, per strategy. Nothing has moved.
+type MovePlan struct {
+	Meta
+	Worker   string `json:"worker"` // name
+	WorkerID string `json:"workerId"`
+	From     string `json:"from"` // node name
+	To       string `json:"to"`   // node name
+	// Auto is the strategy that "auto" takes.
+	Auto        string       `json:"auto"`
+	Predictions []Prediction `json:"predictions"`
+	// What they are made from. RateBytesPerSec is what the last move to that
+	// node showed, 0 if there was none.
+	MemoryBytes     uint64    `json:"memoryBytes"`
+	Activity        *Activity `json:"activity,omitempty"`
+	RTTMs           float64   `json:"rttMs"`
+	RateBytesPerSec float64   `json:"rateBytesPerSec"`
+	// Assumed says in sentences what was not known and taken for granted.
+	Assumed []string `json:"assumed"`
+}
+
+// Prediction is what a move is expected to be.
+type Prediction struct {
+	Strategy   string  `json:"strategy"`
+	BlackoutMs float64 `json:"blackoutMs"`
+	TotalMs    float64 `json:"totalMs"`
+	Bytes      uint64  `json:"bytes"`
+	// Rounds is how often pages are sent while the worker runs.
+	Rounds int `json:"rounds"`
+	// RateAssumed says that nobody knew what the path carries: TotalMs, and a
+	// blackout that pages travel in, rest on a guess of 100 Mbit/s.
+	RateAssumed bool `json:"rateAssumed,omitempty"`
 }
 
 // Progress is one report of a move under way. Counters only grow.
@@ -383,7 +440,27 @@ type Migration struct {
 	// destination to its page being in place; 0 without demanded pages.
 	FaultMsP50 float64 `json:"faultMsP50"`
 	FaultMsP99 float64 `json:"faultMsP99"`
-	Result     string  `json:"result"` // done: anything else is an Error
+	// Predicted is what the source expected before pages travelled; nil if the
+	// destination was ready before it knew the round trip.
+	Predicted *Prediction `json:"predicted,omitempty"`
+	// WorkingSetPages is what the worker touched while the destination got
+	// ready, as the kernel noted it; 0 where it was not asked.
+	WorkingSetPages uint64 `json:"workingSetPages"`
+	// Rounds is how often pages were sent while the worker ran at the source,
+	// and BytesAhead what that was of BytesOnWire.
+	Rounds     int    `json:"rounds"`
+	BytesAhead uint64 `json:"bytesAhead"`
+	// DirtyBytesPerSec is what the worker wrote last before the freeze, as in
+	// Activity; 0 where writes are not tracked.
+	DirtyBytesPerSec float64 `json:"dirtyBytesPerSec"`
+	// MinimumBytes is what no way of moving could have left out: the bytes of
+	// each page that was ever written and that the destination did not say it
+	// had, once, however often it was written during the move. Pages that
+	// are equal to another or went back to zero count, so a source that knows
+	// them, or compresses, can stay below. Pages that the destination had and
+	// that were written afterwards do not, so it can be a little low.
+	MinimumBytes uint64 `json:"minimumBytes"`
+	Result       string `json:"result"` // done: anything else is an Error
 }
 
 // Demo is the outcome of `meshnode demo`.

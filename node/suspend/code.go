@@ -18,6 +18,9 @@ func (m *parse) readCode() {
 			m.malformed("body of %d bytes, %d are left", size, m.left())
 		}
 		m.end = m.pos + int(size)
+		if m.anywhere != nil {
+			m.code = append(m.code, span{m.pos, m.end})
+		}
 		m.readBody(uint32(m.imported) + i)
 	}
 	m.end = section
@@ -123,6 +126,15 @@ func (m *parse) rareImmediate(op byte, at int) {
 	}
 	switch imm {
 	case immNone:
+	case immHidden1, immHidden2:
+		if m.anywhere == nil {
+			m.pos = at
+			m.fail(refusal(op, sub))
+		}
+		m.skipLEB(5)
+		if imm == immHidden2 {
+			m.skipLEB(5)
+		}
 	case immIndex: // table.size
 		m.skipLEB(5)
 	case immIndex2:

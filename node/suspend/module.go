@@ -134,6 +134,42 @@ type parse struct {
 	function  int64 // index of the function being read, or -1
 	bodies    uint32
 	info      Info
+
+	// What follows is kept for Rewrite alone; anywhere is nil in Prepare.
+	anywhere    *Options
+	code        []span
+	tables      []tableType
+	globalTypes []globalType
+	elements    []element
+	segments    uint32 // data segments
+	dataCount   uint32 // data segments announced
+}
+
+// A span is a place in the module.
+type span struct{ pos, end int }
+
+// A tableType is a table's limits.
+type tableType struct {
+	min, max uint32
+	hasMax   bool
+}
+
+// A globalType is a global's type and where its initial value is.
+type globalType struct {
+	typ     byte
+	mutable bool
+	init    span
+}
+
+// An element is an element segment: where its offset (for active ones) and its
+// items are.
+type element struct {
+	flags  uint32
+	table  uint32
+	offset span
+	typ    byte
+	count  uint32
+	items  span
 }
 
 // Prepare checks that a module can move and rewrites it so that the host can
@@ -144,26 +180,35 @@ type parse struct {
 //
 // The error is a *RefusedError. Prepare does not check all that validation
 // does; a module that it accepts may still be refused by the compiler.
-func Prepare(module []byte) (p Prepared, err error) {
+func Prepare(module []byte) (_ Prepared, err error) {
+	m := newParse(module)
+	defer m.refused(&err)
+	m.read()
+	m.check()
+	out := m.rewrite()
+	return Prepared{Module: out, Info: m.info}, nil
+}
+
+func newParse(module []byte) *parse {
 	m := &parse{start: -1, function: -1}
 	m.b = module
 	m.end = len(module)
 	m.where = "module"
-	defer func() {
-		switch e := recover().(type) {
-		case nil:
-		case *RefusedError:
-			if m.function >= 0 {
-				e.Where = functionWhere(module, uint32(m.function), m.pos)
-			}
-			p, err = Prepared{}, e
-		default:
-			panic(e)
+	return m
+}
+
+// refused, deferred, turns the panic that refuses a module into an error.
+func (m *parse) refused(err *error) {
+	switch e := recover().(type) {
+	case nil:
+	case *RefusedError:
+		if m.function >= 0 {
+			e.Where = functionWhere(m.b, uint32(m.function), m.pos)
 		}
-	}()
-	m.read()
-	m.check()
-	return Prepared{Module: m.rewrite(), Info: m.info}, nil
+		*err = e
+	default:
+		panic(e)
+	}
 }
 
 func (m *parse) read() {
@@ -265,11 +310,12 @@ func (m *parse) readSection(id byte) {
 			m.readElement()
 		}
 	case secDataCount:
-		m.u32()
+		m.dataCount = m.u32()
 	case secCode:
 		m.readCode()
 	case secData:
 		n := m.count("data segments", maxSegments, 2)
+		m.segments = n
 		for range n {
 			m.readData()
 		}
@@ -355,7 +401,7 @@ func (m *parse) readImports() {
 				m.malformed("import of type %d of %d", t, len(m.types))
 			}
 			typ := m.types[t].String()
-			if e := checkImport(module, name, typ); e != nil {
+			if e := checkImport(module, name, typ); e != nil && (m.anywhere == nil || !m.anywhere.Foreign) {
 				e.Where = fmt.Sprintf("import section, offset %#x", at)
 				m.fail(*e)
 			}
@@ -408,7 +454,8 @@ func (m *parse) readTable() {
 	default:
 		m.malformed("table of %s", typeName(t))
 	}
-	size, _, _ := m.limits("table")
+	size, most, has := m.limits("table")
+	m.tables = append(m.tables, tableType{size, most, has})
 	if size > maxTableSize {
 		m.fail(RefusedError{
 			Feature: "table too large",
@@ -458,14 +505,14 @@ func (m *parse) readGlobals() {
 				Why:     "it holds a reference to one of the host's own things, which cannot move",
 				Hint:    "keep such references out of globals",
 			})
-		case mut == 1 && (t == typFuncref || t == typV128):
+		case mut == 1 && (t == typFuncref || t == typV128) && m.anywhere == nil:
 			m.fail(RefusedError{
 				Feature: "mutable " + typeName(t) + " global",
 				Where:   where,
 				Why:     "its value cannot be read from outside the module and would be lost in a move",
 				Hint:    "keep the value in memory, or make the global immutable",
 			})
-		case mut == 1:
+		case mut == 1 && t != typFuncref && t != typV128:
 			if len(m.info.Globals) == MaxGlobals {
 				m.fail(RefusedError{
 					Feature: "too many mutable globals",
@@ -476,7 +523,11 @@ func (m *parse) readGlobals() {
 			}
 			m.info.Globals = append(m.info.Globals, Global{Index: i, Type: t, Export: GlobalExport(i)})
 		}
+		init := m.pos
 		m.constExpr()
+		if m.anywhere != nil {
+			m.globalTypes = append(m.globalTypes, globalType{t, mut == 1, span{init, m.pos}})
+		}
 	}
 	m.globals = n
 }
@@ -589,34 +640,41 @@ func (m *parse) entry(e Export, want string) {
 func (m *parse) typeOf(f uint32) funcType { return m.types[m.functions[f]] }
 
 func (m *parse) readElement() {
-	flags := m.u32()
-	if flags > 7 {
-		m.malformed("element segment of kind %d", flags)
+	e := element{flags: m.u32(), typ: typFuncref}
+	if e.flags > 7 {
+		m.malformed("element segment of kind %d", e.flags)
 	}
-	active := flags&1 == 0
+	active := e.flags&1 == 0
 	if active {
-		if flags&2 != 0 {
-			m.u32() // table
+		if e.flags&2 != 0 {
+			e.table = m.u32()
 		}
+		e.offset.pos = m.pos
 		m.constExpr()
+		e.offset.end = m.pos
 	}
-	exprs := flags&4 != 0
-	if flags&3 != 0 { // a kind or a type is given
+	exprs := e.flags&4 != 0
+	if e.flags&3 != 0 { // a kind or a type is given
 		if exprs {
-			if t := m.valueType(); t != typFuncref && t != typExternref {
-				m.malformed("element segment of %s", typeName(t))
+			if e.typ = m.valueType(); e.typ != typFuncref && e.typ != typExternref {
+				m.malformed("element segment of %s", typeName(e.typ))
 			}
 		} else if kind := m.byte(); kind != 0 {
 			m.malformed("elements of kind %d", kind)
 		}
 	}
-	n := m.count("elements", maxElements, 1)
-	for range n {
+	e.count = m.count("elements", maxElements, 1)
+	e.items.pos = m.pos
+	for range e.count {
 		if exprs {
 			m.constExpr()
 		} else {
 			m.u32()
 		}
+	}
+	e.items.end = m.pos
+	if m.anywhere != nil {
+		m.elements = append(m.elements, e)
 	}
 }
 
@@ -642,7 +700,7 @@ func (m *parse) check() {
 	if int(m.bodies) != len(m.functions)-m.imported {
 		m.malformed("%d functions and %d bodies", len(m.functions)-m.imported, m.bodies)
 	}
-	if m.memories == 0 {
+	if m.memories == 0 && (m.anywhere == nil || !m.anywhere.Foreign) {
 		m.fail(RefusedError{
 			Feature: "no memory",
 			Why:     "messages pass through the worker's memory, and it has none",

@@ -29,6 +29,8 @@ const (
 	immRefType                   // a reference type
 	immPrefixFC                  // a second opcode
 	immPrefixFD                  // a second opcode
+	immHidden1                   // one u32; changes state that the runtime hides
+	immHidden2                   // two u32; changes state that the runtime hides
 	immRefused                   // an instruction of a feature that is refused
 )
 
@@ -56,7 +58,7 @@ var opImmediate = func() (t [256]immediate) {
 	set(0x1f, 0x1f, immRefused) // exception handling
 	set(0x20, 0x24, immIndex)   // locals, globals
 	set(0x25, 0x25, immIndex)   // table.get
-	set(0x26, 0x26, immRefused) // table.set
+	set(0x26, 0x26, immHidden1) // table.set
 	set(0x28, 0x3e, immMemarg)  // loads and stores
 	set(0x3f, 0x40, immMemory)  // memory.size, memory.grow
 	set(0x41, 0x41, immI32)
@@ -79,15 +81,15 @@ var opImmediate = func() (t [256]immediate) {
 var fcImmediate = [...]immediate{
 	0: immNone, 1: immNone, 2: immNone, 3: immNone, 4: immNone, 5: immNone, 6: immNone, 7: immNone, // trunc_sat
 	8:  immDataMem, // memory.init only reads its segment
-	9:  immRefused, // data.drop
+	9:  immHidden1, // data.drop
 	10: immMemory2, // memory.copy
 	11: immMemory,  // memory.fill
-	12: immRefused, // table.init
-	13: immRefused, // elem.drop
-	14: immRefused, // table.copy
-	15: immRefused, // table.grow
+	12: immHidden2, // table.init
+	13: immHidden1, // elem.drop
+	14: immHidden2, // table.copy
+	15: immHidden1, // table.grow
 	16: immIndex,   // table.size
-	17: immRefused, // table.fill
+	17: immHidden1, // table.fill
 }
 
 // fdImmediate holds what follows the vector opcodes behind 0xfd.

@@ -1,9 +1,43 @@
-// Package suspend decides whether a WebAssembly module can be a worker that
-// moves, and rewrites it so that all of its state is within reach.
+// Package suspend makes WebAssembly modules movable.
 //
 // A worker's state is its linear memory, its mutable globals and, hidden inside
-// the runtime, its tables and the segments it has dropped. Prepare exports what
-// can be exported and refuses, by name, what cannot be carried.
+// the runtime, its tables, the segments it has dropped and, while it runs, its
+// stack. There are two kinds of workers.
+//
+// An event worker returns after each event, so it has no stack when it moves.
+// Prepare exports its globals and refuses, by name, what cannot be carried; the
+// code stays as it is.
+//
+// A program runs as it pleases. Rewrite gives it the means to stop in its
+// middle and to be continued, possibly by another runtime on another machine:
+//
+//   - Suspend points are the heads of loops, the places behind calls, and those
+//     in front of calls of host functions that can block. A function that has no
+//     loop, is part of no recursion, and calls nothing that can stop has none
+//     (plan.go).
+//   - Each function that can stop is there twice. The fast version (emit.go) is
+//     the function as it was, but that it looks at a global at every suspend
+//     point, and branches out of its body when it is set, to code that hands the
+//     frame to the host and returns. There are no calls, no stores and no
+//     decisions about resuming in its way. The resuming version (resume.go)
+//     begins by fetching a frame and jumping to the point where it was left; it
+//     serves only for frames that were suspended, and calls fast versions.
+//   - A frame is the function, the point, and the values that are needed there:
+//     the live locals (live.go) and the operand stack. Frames go to the host, not
+//     into linear memory: the program can neither see nor change them, and no
+//     page gets dirty.
+//   - Frames come back one by one: the host continues the innermost, and each
+//     one when the one inside it has returned (Stack). So a deep stack resumes as
+//     fast as a shallow one, and a second stop finds the frames that have not
+//     had their turn where they are.
+//   - References and tables are kept such that a host can read them, by
+//     functions that are added to the module (reference.go).
+//
+// Nothing of it needs more of a runtime than WebAssembly 2.0: imported
+// functions, exported functions and one exported global. Stack is the host's
+// part, free of any runtime; package drive connects it with wazero. A call that
+// traps ends the program, as it does without all this; a stack too deep for the
+// machine traps, but how deep that is has never been for a program to know.
 package suspend
 
 import (

@@ -318,6 +318,14 @@ func TestOpcodes(t *testing.T) {
 		return m.Bytes()
 	}
 	zeros := func(n int) []byte { return make([]byte, n) }
+	rewrites := func(name string, b []byte) {
+		p, err := Rewrite(b, Options{})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if err := compiles(p.Module); err != nil {
+			t.Errorf("%s: of what Rewrite makes, the runtime says %v", name, err)
+		}
+	}
 	check := func(name string, imm immediate, op []byte) {
 		padded := []byte{0x80, 0x00} // 0, in two bytes
 		var variants [][]byte
@@ -357,15 +365,21 @@ func TestOpcodes(t *testing.T) {
 			variants = [][]byte{{1, I32}}
 		case immRefType:
 			variants = [][]byte{{Funcref}, {Externref}}
-		case immUnknown, immRefused:
-			// The runtime must not know it either, or it is one of those that
-			// change state out of reach.
-			hidden := map[string]bool{
-				"0x26": true, "0xfc 0x9": true, "0xfc 0xc": true, "0xfc 0xd": true,
-				"0xfc 0xe": true, "0xfc 0xf": true, "0xfc 0x11": true,
+		case immHidden1, immHidden2:
+			// State out of reach: only a program that is rewritten may.
+			b := module(append(op[:len(op):len(op)], zeros(int(imm-immHidden1)+1)...))
+			if err := compiles(b); err != nil {
+				t.Errorf("%s: the runtime says %v", name, err)
 			}
+			if _, err := Prepare(b); err == nil {
+				t.Errorf("%s is not refused", name)
+			}
+			rewrites(name, b)
+			return
+		case immUnknown, immRefused:
+			// The runtime must not know it either.
 			for n := range 3 {
-				if compiles(module(append(op[:len(op):len(op)], zeros(n)...))) == nil && !hidden[name] {
+				if compiles(module(append(op[:len(op):len(op)], zeros(n)...))) == nil {
 					t.Errorf("%s is refused but compiles", name)
 				}
 			}
@@ -387,6 +401,7 @@ func TestOpcodes(t *testing.T) {
 			if err := compiles(b); err != nil {
 				t.Errorf("%s %x: the runtime says %v", name, v, err)
 			}
+			rewrites(name, b)
 		}
 	}
 	for op := range 256 {

@@ -19,6 +19,15 @@
 //	fill                     as many and as large as there is room for, seed 1
 //	touch random N SEED      writes to N pages of 4 KiB drawn from the seed,
 //	touch range FIRST N      or to N pages in a row, and changes no entry
+//	churn RATE [hot=SIZE]    from now on writes to RATE bytes of pages a second,
+//	                         such as 10MiB, each page once a round in a scattered
+//	                         order; with hot, only to the first SIZE bytes of the
+//	                         table. 0B ends it. It changes no entry
+//	pace                     answers how the churn's ticks, one every 10 ms, went
+//	                         since the last pace: their number, the longest time
+//	                         from one to the next on the worker's clock, which
+//	                         stands still while the worker is handed over, and on
+//	                         the machine's, which does not, and how long they took
 //	digest                   a hash of the entries, in hexadecimal
 //	digest arena             a hash of the table's memory, every byte of it
 //	stats
@@ -35,7 +44,9 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
+	"meshnode/e2e/apps/kvstore/churn"
 	"meshnode/e2e/apps/kvstore/store"
 	"meshnode/node/guest"
 )
@@ -43,6 +54,9 @@ import (
 var (
 	table store.Store
 	reply []byte // reused, so that a call leaves no garbage
+
+	writes churn.Churn
+	pace   churn.Pace
 
 	errNotFound = errors.New("no such key")
 )
@@ -54,10 +68,18 @@ func init() {
 	guest.Handle(handle)
 }
 
+// The churn's timer.
+const (
+	churnTimer = 1
+	churnTick  = 10 * time.Millisecond
+	churnSeed  = 1
+)
+
 func main() {}
 
 func handle(ev guest.Event) {
 	if ev.Kind == guest.KindTimer {
+		tick()
 		return
 	}
 	reply = reply[:0]
@@ -132,6 +154,14 @@ func command(line []byte) error {
 		default:
 			return errors.New("want " + usage)
 		}
+	case "churn":
+		return startChurn(args)
+	case "pace":
+		if len(args) > 0 {
+			return errors.New("want pace")
+		}
+		reply = pace.Append(reply)
+		pace.Reset()
 	case "digest":
 		var d [32]byte
 		switch {
@@ -148,9 +178,46 @@ func command(line []byte) error {
 		reply = fmt.Appendf(reply, "slots=%d slotBytes=%d used=%d valueBytes=%d arenaBytes=%d pages=%d touches=%d",
 			s.Slots, s.SlotBytes, s.Used, s.ValueBytes, s.ArenaBytes, s.Pages, s.Touches)
 	default:
-		return fmt.Errorf("unknown command %q: want init, put, get, del, scan, fill, touch, digest or stats", verb)
+		return fmt.Errorf("unknown command %q: want init, put, get, del, scan, fill, touch, churn, pace, digest or stats", verb)
 	}
 	return nil
+}
+
+// tick is an event of the churn.
+func tick() {
+	began, wall := guest.Now(), time.Now().UnixNano()
+	writes.Step(pace.Since(began), table.Pages(), func(page int) { table.TouchRange(page, 1) })
+	pace.Note(began, wall, guest.Now()-began)
+}
+
+func startChurn(args []string) error {
+	const usage = "want churn RATE or churn RATE hot=SIZE"
+	if len(args) != 1 && len(args) != 2 {
+		return errors.New(usage)
+	}
+	rate, err := parseSize(args[0])
+	if err != nil {
+		return err
+	}
+	hot := 0
+	if len(args) == 2 {
+		value, ok := strings.CutPrefix(args[1], "hot=")
+		if !ok {
+			return errors.New(usage)
+		}
+		if hot, err = parseSize(value); err != nil {
+			return err
+		}
+		if hot < store.PageSize {
+			return fmt.Errorf("hot is %s, less than a page", value)
+		}
+	}
+	writes = churn.New(uint64(rate), hot/store.PageSize, churnSeed)
+	pace = churn.Pace{}
+	if writes.Idle() {
+		return guest.CancelTimer(churnTimer)
+	}
+	return guest.SetTimer(churnTimer, churnTick, churnTick)
 }
 
 func initTable(args []string) error {
@@ -222,13 +289,15 @@ func numbers(usage string, args []string, n int) ([]uint64, error) {
 	return ns, nil
 }
 
-// parseSize reads a number of bytes with the unit KiB or MiB, or none.
+// parseSize reads a number of bytes with the unit B, KiB or MiB, or none.
 func parseSize(s string) (int, error) {
 	number, unit := s, 1
 	if n, ok := strings.CutSuffix(s, "MiB"); ok {
 		number, unit = n, 1<<20
 	} else if n, ok := strings.CutSuffix(s, "KiB"); ok {
 		number, unit = n, 1<<10
+	} else if n, ok := strings.CutSuffix(s, "B"); ok {
+		number = n
 	}
 	n, err := strconv.Atoi(number)
 	if err != nil || n < 0 || n > store.MaxSize {

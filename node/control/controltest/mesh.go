@@ -477,6 +477,31 @@ func (b *Backend) Migrate(ctx context.Context, ref string, req control.MigrateRe
 	}, nil
 }
 
+// Sample implements control.Backend: every worker writes at the same rate.
+func (b *Backend) Sample(ctx context.Context, ref string, length time.Duration) (control.Worker, error) {
+	w, err := b.Worker(ctx, ref)
+	w.ResidentShare = 1
+	w.Activity = &control.Activity{SampledMs: control.Millis(length), DirtyBytesPerSec: 1 << 20, WrittenBytes: 1 << 19}
+	return w, err
+}
+
+// Plan implements control.Backend: what Migrate then is.
+func (b *Backend) Plan(_ context.Context, ref string, req control.MigrateRequest) (control.MovePlan, error) {
+	w, err := b.home(ref)
+	if err != nil {
+		return control.MovePlan{}, err
+	}
+	to, err := b.mesh.node(req.To)
+	if err != nil {
+		return control.MovePlan{}, err
+	}
+	return control.MovePlan{
+		Worker: w.Name, WorkerID: w.ID, From: b.name, To: to.name, Auto: control.StrategyHybrid, RTTMs: 1,
+		Predictions: []control.Prediction{{Strategy: control.StrategyHybrid, BlackoutMs: 5, TotalMs: 50, Bytes: 4096, RateAssumed: true}},
+		Assumed:     []string{"there is no memory here"},
+	}, nil
+}
+
 func (b *Backend) set(ref, state string) (control.Worker, error) {
 	w, err := b.home(ref)
 	if err != nil {

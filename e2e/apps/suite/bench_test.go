@@ -1,0 +1,251 @@
+package suite
+
+import (
+	"context"
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
+
+	"meshnode/node/suspend"
+	"meshnode/node/suspend/drive"
+	. "meshnode/node/suspend/drive/drivetest"
+)
+
+// A variant is one form of a program, compiled.
+type variant struct {
+	name     string
+	rt       wazero.Runtime
+	compiled wazero.CompiledModule
+	driver   *drive.Driver
+	bytes    int // of Wasm
+	native   int // of machine code, as wazero caches it
+	least    time.Duration
+}
+
+func newVariant(tb testing.TB, name string, module []byte, prog *suspend.Program) *variant {
+	tb.Helper()
+	ctx := context.Background()
+	dir := tb.TempDir()
+	cache, err := wazero.NewCompilationCacheWithDir(dir)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	v := &variant{name: name, bytes: len(module), least: math.MaxInt64}
+	v.rt = wazero.NewRuntimeWithConfig(ctx, Compiler.Config().WithCompilationCache(cache))
+	tb.Cleanup(func() { v.rt.Close(ctx); cache.Close(ctx) })
+	if v.compiled, err = v.rt.CompileModule(ctx, module); err != nil {
+		tb.Fatal(err)
+	}
+	filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			if i, err := d.Info(); err == nil {
+				v.native += int(i.Size())
+			}
+		}
+		return nil
+	})
+	wasi_snapshot_preview1.MustInstantiate(ctx, v.rt)
+	if _, err := v.rt.NewHostModuleBuilder("env").NewFunctionBuilder().WithFunc(func() {}).Export("poll").Instantiate(ctx); err != nil {
+		tb.Fatal(err)
+	}
+	if prog != nil {
+		v.driver = drive.New(prog, suspend.Flag)
+		if _, err := v.driver.Instantiate(ctx, v.rt); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return v
+}
+
+// run runs the program once, by calling _start unless told otherwise, and
+// returns what it wrote.
+func (v *variant) run(tb testing.TB, p program, stop func(api.Module) error) string {
+	tb.Helper()
+	ctx := context.Background()
+	w := newWorld(tb, p, p.long...)
+	mod, err := v.rt.InstantiateModule(ctx, v.compiled, w.config().WithName("").WithStartFunctions())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer mod.Close(ctx)
+	// A garbage collection would wait for the program to call the host, and all
+	// other goroutines for the collection, the one that asks it to stop included.
+	runtime.GC()
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	start := cpuTime()
+	if stop != nil {
+		err = stop(mod)
+	} else {
+		_, err = mod.ExportedFunction("_start").Call(ctx)
+	}
+	v.least = min(v.least, cpuTime()-start)
+	if d := Describe(err); d != "" && d != "exit 0" {
+		tb.Fatalf("%s: %v", v.name, err)
+	}
+	return w.out.String()
+}
+
+// means collects ratios for their geometric mean.
+type means struct {
+	logs  map[string]float64
+	count map[string]int
+	names []string
+}
+
+func (m *means) add(b *testing.B, name string, v float64) {
+	b.ReportMetric(v, name)
+	if m.logs == nil {
+		m.logs, m.count = map[string]float64{}, map[string]int{}
+	}
+	if m.count[name] == 0 {
+		m.names = append(m.names, name)
+	}
+	m.logs[name] += math.Log(v)
+	m.count[name]++
+}
+
+// BenchmarkSuspend measures what being able to stop costs a program that never
+// does: each program as it is, rewritten, and as Asyncify makes it, in turn, and
+// the least processor time of each. "x" metrics are ratios to the plain program: x-time,
+// x-wasm and x-native (the size of wazero's cached code) for ours; with
+// "counting-" in front for ours that counts polls down, and with "asyncify-" for
+// the other.
+func BenchmarkSuspend(b *testing.B) {
+	repeats := 5
+	if s := os.Getenv("REPEATS"); s != "" {
+		repeats, _ = strconv.Atoi(s)
+	}
+	var m means
+	for _, p := range programs {
+		if p.long == nil {
+			continue
+		}
+		b.Run(p.name, func(b *testing.B) {
+			source := module(b, p)
+			prog, err := suspend.Rewrite(source, suspend.Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			plain := newVariant(b, "plain", source, nil)
+			ours := newVariant(b, "rewritten", prog.Module, prog)
+			counted, err := suspend.Rewrite(source, suspend.Options{Poll: suspend.Countdown})
+			if err != nil {
+				b.Fatal(err)
+			}
+			variants := []*variant{ours, newVariant(b, "counting", counted.Module, counted)}
+			if p.name != "goroutines" { // Asyncify takes minutes for it
+				if a := asyncify(b, source); a != nil {
+					variants = append(variants, newVariant(b, "asyncify", a, nil))
+				}
+			}
+			for b.Loop() {
+				for range repeats {
+					want := plain.run(b, p, nil)
+					for _, v := range variants {
+						if got := v.run(b, p, nil); got != want {
+							b.Fatalf("%s wrote %q, plain %q", v.name, got, want)
+						}
+					}
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(float64(plain.least.Microseconds())/1e3, "ms-plain")
+			for i, prefix := range []string{"x", "counting-x", "asyncify-x"} {
+				if i < len(variants) {
+					v := variants[i]
+					m.add(b, prefix+"-time", float64(v.least)/float64(plain.least))
+					m.add(b, prefix+"-wasm", float64(v.bytes)/float64(plain.bytes))
+					m.add(b, prefix+"-native", float64(v.native)/float64(plain.native))
+				}
+			}
+		})
+	}
+	b.ReportMetric(0, "ns/op")
+	for _, name := range m.names {
+		b.ReportMetric(math.Exp(m.logs[name]/float64(m.count[name])), "mean-"+name)
+	}
+}
+
+// BenchmarkResumed measures a program's old frames: each program is stopped once,
+// after a tenth of its time, and goes on in the frames that were rebuilt. x-time
+// is the whole run against the plain program. Then it is stopped every two
+// milliseconds: ms-stop-p99 is the time from the request until it has stopped.
+func BenchmarkResumed(b *testing.B) {
+	var m means
+	for _, p := range programs {
+		if p.long == nil {
+			continue
+		}
+		b.Run(p.name, func(b *testing.B) {
+			source := module(b, p)
+			prog, err := suspend.Rewrite(source, suspend.Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			ctx := context.Background()
+			plain := newVariant(b, "plain", source, nil)
+			once := newVariant(b, "rewritten", prog.Module, prog)
+			var latencies []time.Duration
+			var pause time.Duration
+			stops, most := 0, 1
+			stopping := func(mod api.Module) error {
+				d := once.driver
+				if err := d.Attach(mod); err != nil {
+					return err
+				}
+				var asked time.Time
+				again := func() *time.Timer {
+					if stops == most {
+						return time.NewTimer(time.Hour)
+					}
+					return time.AfterFunc(pause, func() { asked = time.Now(); d.Stop() })
+				}
+				timer := again()
+				_, err := d.Call(ctx, "_start")
+				for errors.Is(err, drive.ErrStopped) {
+					latencies = append(latencies, time.Since(asked))
+					stops++
+					timer = again()
+					_, err = d.Continue(ctx)
+				}
+				timer.Stop()
+				return err
+			}
+			for b.Loop() {
+				for range 3 {
+					want := plain.run(b, p, nil)
+					pause, stops, most = plain.least/10, 0, 1
+					if got := once.run(b, p, stopping); got != want {
+						b.Fatalf("stopped once it wrote %q, plain %q", got, want)
+					}
+				}
+			}
+			m.add(b, "x-time", float64(once.least)/float64(plain.least))
+			latencies = latencies[:0]
+			pause, stops, most = 2*time.Millisecond, 0, 300
+			once.run(b, p, stopping)
+			if len(latencies) > 0 {
+				slices.Sort(latencies)
+				b.ReportMetric(latencies[len(latencies)*99/100].Seconds()*1e3, "ms-stop-p99")
+				b.ReportMetric(latencies[len(latencies)/2].Seconds()*1e3, "ms-stop-p50")
+				b.ReportMetric(float64(len(latencies)), "stops")
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+	b.ReportMetric(0, "ns/op")
+	for _, name := range m.names {
+		b.ReportMetric(math.Exp(m.logs[name]/float64(m.count[name])), "mean-"+name)
+	}
+}

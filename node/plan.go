@@ -1,0 +1,213 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+	"meshnode/node/handover"
+	"meshnode/pager"
+)
+
+// strategies are all there are, in the order of control.Strategies.
+var strategies = []handover.Strategy{handover.Hybrid, handover.PostCopy, handover.PreCopy, handover.StopAndCopy}
+
+const (
+	// planSample is how long a worker is watched for a plan.
+	planSample = 300 * time.Millisecond
+	// pingTimeout bounds asking for the round trip to a destination.
+	pingTimeout = 2 * time.Second
+	// rateFrom is the least that must have crossed to say what a path carries.
+	rateFrom = 1 << 20
+)
+
+// paths knows what moves have shown of the way to other nodes. The zero value
+// is ready. It is safe for concurrent use.
+type paths struct {
+	mu    sync.Mutex
+	rates map[mesh.NodeID]float64 // bytes a second, of the last move there
+}
+
+func (p *paths) rate(to mesh.NodeID) float64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rates[to]
+}
+
+func (p *paths) learn(to mesh.NodeID, rate float64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.rates == nil {
+		p.rates = make(map[mesh.NodeID]float64)
+	}
+	p.rates[to] = rate
+}
+
+// facts finds out what is known of the way to a node; it takes a round trip.
+func (n *Node) facts(ctx context.Context, to mesh.NodeID) moveFacts {
+	f := moveFacts{rate: n.paths.rate(to)}
+	if limit := float64(n.cfg.PushRate); limit > 0 && (f.rate == 0 || f.rate > limit) {
+		f.rate = limit
+	}
+	for _, m := range n.mesh.Members() {
+		if m.ID == to {
+			f.paging = m.Record.Paging == "userfaultfd"
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	if p, err := n.mesh.Ping(ctx, to); err == nil {
+		f.rtt = p.RTT
+		if p.Min > 0 {
+			f.rtt = min(f.rtt, p.Smoothed)
+		}
+	}
+	return f
+}
+
+// plan says what a move would be like and changes nothing.
+func (n *Node) plan(ctx context.Context, w *worker, to mesh.Member) (control.MovePlan, error) {
+	if to.ID == n.id {
+		return control.MovePlan{}, atHome(w, n)
+	}
+	f := n.facts(ctx, to.ID)
+	if f.rtt == 0 {
+		return control.MovePlan{}, &control.Error{
+			Code: control.CodeUnreachable, Message: fmt.Sprintf("node %s does not answer", to.Record.Name),
+			Hint: "`meshnode node ls` shows which nodes do",
+		}
+	}
+	p := control.MovePlan{
+		Worker: w.Name, WorkerID: w.ID, From: n.name(), To: to.Record.Name,
+		MemoryBytes: uint64(w.memoryNow()), RTTMs: control.Millis(f.rtt), RateBytesPerSec: f.rate,
+		Auto: n.strategy(control.StrategyAuto).String(),
+	}
+	if n.support.Tracking() {
+		a, err := n.sample(ctx, w, planSample)
+		if err != nil {
+			return p, err
+		}
+		p.Activity = &a
+		f.dirty, f.working, f.content = a.DirtyBytesPerSec, int64(a.WrittenBytes), int64(a.ContentBytes)
+	} else {
+		f.content = int64(p.MemoryBytes)
+		p.Assumed = append(p.Assumed, "the worker writes nothing: this kernel does not track writes")
+	}
+	if f.rate == 0 {
+		p.Assumed = append(p.Assumed, fmt.Sprintf("%.0f Mbit/s: no move has shown yet what the way to %s carries", assumedRate*8/1e6, to.Record.Name))
+	}
+	p.Assumed = append(p.Assumed, fmt.Sprintf("node %s holds none of the pages and has compiled the module", to.Record.Name))
+	// A worker that came to hardly a page twice may have many more to write.
+	if f.dirty*planSample.Seconds() < 1.5*float64(f.working) {
+		f.working = 0
+	}
+	for _, s := range strategies {
+		o := predictMove(f, s)
+		o.RateAssumed = f.rate == 0
+		p.Predictions = append(p.Predictions, o)
+	}
+	return p, nil
+}
+
+func atHome(w *worker, n *Node) error {
+	return &control.Error{Code: control.CodeConflict, Message: fmt.Sprintf("worker %s is at node %s already", w.Name, n.name())}
+}
+
+// A forecast is the prediction for a move under way, made from what was known
+// before any page travelled.
+type forecast struct {
+	facts chan moveFacts // room for one
+	holes int            // pages never written, at the freeze
+
+	mu        sync.Mutex
+	predicted *control.Prediction
+	seen      bool
+}
+
+// startForecast begins to find out what the prediction needs.
+func (m *moveOut) startForecast() {
+	m.forecast.facts = make(chan moveFacts, 1)
+	m.n.tasks.Go(func() { m.forecast.facts <- m.n.facts(m.n.ctx, m.to) })
+}
+
+// predict makes the prediction, once, when pages are about to travel or the
+// worker is about to stand still. It waits for nothing.
+func (m *moveOut) predict() {
+	c := &m.forecast
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.seen || m.w == nil {
+		return
+	}
+	c.seen = true
+	var f moveFacts
+	select {
+	case f = <-c.facts:
+	default:
+		return // the destination was quicker than the ping
+	}
+	f.content = int64(m.memory)
+	if m.writes.ready() {
+		f.content -= int64(pager.CountPages(m.writes.zero)) * pager.PageSize
+		if r := m.writes.rounds; r != nil {
+			f.dirty = r.Stats().Dirty
+		}
+	}
+	p := predictMove(f, m.kind)
+	p.RateAssumed = f.rate == 0
+	c.predicted = &p
+}
+
+// accountLocked adds to a move's result what it was expected to be, and what there is
+// to compare it with.
+func (m *moveOut) accountLocked(r *control.Migration) {
+	m.forecast.mu.Lock()
+	r.Predicted = m.forecast.predicted
+	m.forecast.mu.Unlock()
+	held := 0
+	if m.pages != nil {
+		held = int(m.pages.Stats().HeldPages)
+	}
+	if m.writes != nil && m.writes.ready() && m.writes.rounds != nil {
+		st := m.writes.rounds.Stats()
+		r.Rounds, r.BytesAhead, r.DirtyBytesPerSec = st.Round, st.Bytes, st.Dirty
+		r.WorkingSetPages = uint64(st.WorkingSet)
+		held += int(st.Held)
+	}
+	pages := int(m.memory/pager.PageSize) - m.forecast.holes
+	r.MinimumBytes = uint64(max(pages-held, 0)) * pager.PageSize
+}
+
+// learnPath takes from a move what its path carries: the last rate of the
+// rounds, or else that of the drain.
+func (m *moveOut) learnPath() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.result.Outcome != handover.Moved {
+		return // the time that it took was spent waiting
+	}
+	if m.writes != nil && m.writes.ready() && m.writes.rounds != nil {
+		if rate := m.writes.rounds.Stats().Rate; rate > 0 {
+			m.n.paths.learn(m.to, rate)
+			return
+		}
+	}
+	if m.pages == nil || m.frozen.IsZero() {
+		return
+	}
+	if bytes := m.pages.Stats().Bytes; bytes >= rateFrom {
+		m.n.paths.learn(m.to, float64(bytes)/m.finished.Sub(m.frozen).Seconds())
+	}
+}
+
+// activity is what the move knows of what the worker does; nil if nothing.
+func (m *moveOut) activity() *control.Activity {
+	if m.writes == nil || !m.writes.ready() || m.writes.rounds == nil {
+		return nil
+	}
+	st := m.writes.rounds.Stats()
+	return &control.Activity{DirtyBytesPerSec: st.Dirty, WorkingSetBytes: uint64(st.WorkingSet) * pager.PageSize}
+}

@@ -1,0 +1,236 @@
+package drive_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strings"
+	"testing"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+
+	"meshnode/node/suspend"
+	"meshnode/node/suspend/drive"
+	. "meshnode/node/suspend/drive/drivetest"
+)
+
+var (
+	randomModules = flag.Int("random", 200, "number of random modules to try")
+	randomSeed    = flag.Uint64("seed", 0, "seed of the random modules; 0 picks one")
+)
+
+// TestRandom makes valid modules of random bytes, by Binaryen, and compares each
+// with what it is when it is rewritten, stopped at every n-th poll, and moved:
+// results, traps, what it logs, and its memory.
+//
+// Binaryen gives each function a limit to its loops and recursion, which every
+// call begins anew, and takes the payloads of NaNs out, which are open, but for
+// those in vectors. So a call that wazero's two engines do not agree on, plain,
+// proves nothing, and ends its module.
+func TestRandom(t *testing.T) {
+	if raceDetector {
+		t.Skip("nothing here runs concurrently")
+	}
+	tool, err := exec.LookPath("wasm-opt")
+	if err != nil {
+		t.Skip("random modules are made by wasm-opt (Debian: binaryen):", err)
+	}
+	seed := *randomSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("seed %d", seed)
+	dir := t.TempDir()
+	ctx := context.Background()
+	var calls, stops, traps, refused int
+	why := map[string]int{}
+	for i := range *randomModules {
+		if t.Failed() {
+			break
+		}
+		rng := rand.New(rand.NewPCG(seed, uint64(i)))
+		input := make([]byte, 500+rng.IntN(6000))
+		for j := range input {
+			input[j] = byte(rng.Uint32())
+		}
+		in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out.wasm")
+		if err := os.WriteFile(in, input, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args := []string{in, "-ttf", "--mvp-features", "--enable-simd", "--enable-bulk-memory", "--enable-multivalue",
+			"--enable-sign-ext", "--enable-nontrapping-float-to-int", "--enable-mutable-globals", "--denan", "-o", out}
+		if i%3 == 0 { // most of these have externref globals, or types of later proposals
+			args = append(args, "--enable-reference-types")
+		}
+		cmd := exec.Command(tool, args...)
+		if msg, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, msg)
+		}
+		module, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		options := suspend.Options{Poll: suspend.Countdown, Foreign: true, Everywhere: rng.IntN(2) == 0}
+		p, err := suspend.Rewrite(module, options)
+		if err != nil {
+			var e *suspend.RefusedError
+			if !errors.As(err, &e) || e.Feature == "malformed module" {
+				t.Errorf("module %d: %v", i, err)
+			}
+			refused++
+			why[e.Feature]++
+			continue
+		}
+		c, s, tr := compareRandom(ctx, t, i, module, p, rng)
+		calls, stops, traps = calls+c, stops+s, traps+tr
+	}
+	t.Logf("%d modules, %d refused %v, %d calls, %d stops, %d traps", *randomModules, refused, why, calls, stops, traps)
+}
+
+// logger is the module that random modules import, which notes what they log.
+func logger(out *bytes.Buffer) func(context.Context, wazero.Runtime) {
+	return func(ctx context.Context, rt wazero.Runtime) {
+		b := rt.NewHostModuleBuilder("fuzzing-support")
+		for name, typ := range map[string]api.ValueType{
+			"log-i32": api.ValueTypeI32, "log-i64": api.ValueTypeI64, "log-f32": api.ValueTypeF32, "log-f64": api.ValueTypeF64, "log-v128": 0x7b,
+		} {
+			b.NewFunctionBuilder().WithGoFunction(api.GoFunc(func(_ context.Context, stack []uint64) {
+				if typ == api.ValueTypeI32 || typ == api.ValueTypeF32 {
+					stack[0] &= 1<<32 - 1
+				}
+				fmt.Fprintln(out, name, stack[0])
+			}), []api.ValueType{typ}, nil).Export(name)
+		}
+		if _, err := b.Instantiate(ctx); err != nil {
+			panic(err)
+		}
+	}
+}
+
+func compareRandom(ctx context.Context, t *testing.T, number int, module []byte, p *suspend.Program, rng *rand.Rand) (calls, stops, traps int) {
+	var plainLog, otherLog, movedLog bytes.Buffer
+	var runtimes []wazero.Runtime
+	defer func() {
+		for _, rt := range runtimes {
+			rt.Close(ctx)
+		}
+	}()
+	instantiate := func(e Engine, log *bytes.Buffer) (api.Module, error) {
+		rt := wazero.NewRuntimeWithConfig(ctx, e.Config())
+		runtimes = append(runtimes, rt)
+		logger(log)(ctx, rt)
+		return rt.InstantiateWithConfig(ctx, module, wazero.NewModuleConfig().WithName(""))
+	}
+	plain, plainErr := instantiate(Compiler, &plainLog)
+	other, _ := instantiate(Interpreter, &otherLog)
+	h := NewHost(t, p, suspend.Countdown)
+	h.Imports = logger(&movedLog)
+	engines := []Engine{Compiler, Interpreter}
+	in, err := h.Instance(ctx, Compiler)
+	if plainErr != nil || err != nil {
+		// What is not valid to begin with is nobody's fault here.
+		if plainErr == nil || !strings.Contains(plainErr.Error(), "invalid") && Describe(plainErr) != Describe(err) {
+			t.Errorf("module %d: instantiation: %v, plain %v", number, err, plainErr)
+		}
+		return 0, 0, 0
+	}
+	var names []string
+	types := plain.ExportedFunctionDefinitions()
+	for name := range types {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		var args []uint64
+		for _, typ := range types[name].ParamTypes() {
+			switch typ {
+			case api.ValueTypeI32, api.ValueTypeF32:
+				args = append(args, uint64(rng.Uint32()>>rng.IntN(32)))
+			case 0x7b:
+				args = append(args, rng.Uint64(), rng.Uint64())
+			case api.ValueTypeI64, api.ValueTypeF64:
+				args = append(args, rng.Uint64()>>rng.IntN(64))
+			default:
+				args = append(args, 0)
+			}
+		}
+		if f := plain.ExportedFunction("hangLimitInitializer"); f != nil {
+			f.Call(ctx)
+			other.ExportedFunction("hangLimitInitializer").Call(ctx)
+			in.Module.ExportedFunction("hangLimitInitializer").Call(ctx)
+		}
+		want, wantErr := plain.ExportedFunction(name).Call(ctx, args...)
+		_, otherErr := other.ExportedFunction(name).Call(ctx, args...)
+		if Describe(otherErr) != Describe(wantErr) || plainLog.String() != otherLog.String() || !sameMemory(plain, other) {
+			break
+		}
+		n := int32(1 + rng.IntN(4))
+		in.Countdown(n)
+		got, gotErr := in.Driver.Call(ctx, name, args...)
+		for errors.Is(gotErr, drive.ErrStopped) {
+			stops++
+			in = h.Move(ctx, in, engines[stops%2])
+			in.Countdown(n)
+			got, gotErr = in.Continue(ctx)
+		}
+		in.Countdown(1<<31 - 1)
+		calls++
+		if wantErr != nil {
+			traps++
+		}
+		if Describe(gotErr) != Describe(wantErr) {
+			t.Errorf("module %d: %s%x: %v, plain %v", number, name, args, gotErr, wantErr)
+			break
+		}
+		for i, typ := range types[name].ResultTypes() {
+			if len(types[name].ResultTypes()) != len(want) || gotErr != nil {
+				break // vectors are compared in memory and in logs
+			}
+			switch typ {
+			case api.ValueTypeI32, api.ValueTypeF32:
+				got[i], want[i] = got[i]&(1<<32-1), want[i]&(1<<32-1)
+			case api.ValueTypeI64, api.ValueTypeF64:
+			default:
+				got[i], want[i] = min(got[i], 1), min(want[i], 1)
+			}
+			if got[i] != want[i] {
+				t.Errorf("module %d: %s%x: result %d of %s: %x, plain %x", number, name, args, i, api.ValueTypeName(typ), got, want)
+			}
+		}
+		if !sameMemory(plain, in.Module) {
+			t.Errorf("module %d: %s%x: memory differs", number, name, args)
+		}
+		if plainLog.String() != movedLog.String() {
+			t.Errorf("module %d: %s%x logs\n%s\nplain\n%s", number, name, args, movedLog.String(), plainLog.String())
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	if t.Failed() {
+		file := filepath.Join(os.TempDir(), fmt.Sprintf("meshnode-random-%d.wasm", number))
+		if os.WriteFile(file, module, 0o600) == nil {
+			t.Logf("the module is in %s", strings.TrimSpace(file))
+		}
+	}
+	in.Close(ctx)
+	return calls, stops, traps
+}
+
+func sameMemory(a, b api.Module) bool {
+	m, n := Memory(a), Memory(b)
+	if m == nil || n == nil {
+		return (m == nil) == (n == nil)
+	}
+	x, _ := m.Read(0, m.Size())
+	y, _ := n.Read(0, n.Size())
+	return bytes.Equal(x, y)
+}
