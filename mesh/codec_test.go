@@ -30,6 +30,7 @@ func fullRecord() Record {
 		Name: strings.Repeat("n", maxName), Tier: Cloud, Arch: strings.Repeat("a", maxWord), OS: strings.Repeat("o", maxWord),
 		Cores: 65535, MemoryFree: 1<<32 - 1, Load: 100, Engine: strings.Repeat("e", maxWord), Paging: strings.Repeat("p", maxWord),
 		DocumentDigest: [32]byte(bytes.Repeat([]byte{0xff}, 32)), Authority: true,
+		Speed: 1<<32 - 1, Cordoned: true,
 	}
 	for i := range maxEndpoints {
 		ip := netip.AddrFrom16([16]byte{0x20, 1, 15: byte(i)})

@@ -239,6 +239,7 @@ type memberState struct {
 	meta   []byte // the record as it came, signed
 	state  State
 	since  time.Time
+	heard  time.Time // when record came
 	bye    time.Time // when it said it would leave
 }
 
@@ -338,6 +339,7 @@ func (m *Mesh) noteAlive(n *memberlist.Node, kind EventKind) {
 		m.peersChanged = true
 	}
 	ms.record, ms.meta, ms.state, ms.bye = r, append([]byte(nil), n.Meta...), Alive, time.Time{}
+	ms.heard = time.Now()
 	m.eventLocked(kind, id)
 }
 

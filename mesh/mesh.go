@@ -222,6 +222,9 @@ type Member struct {
 	Endpoint netip.AddrPort
 	// Since is when the member came into its state, by this node's clock.
 	Since time.Time
+	// Heard is when Record arrived, by this node's clock; zero for this node
+	// itself and for members that were only told of.
+	Heard time.Time
 	// Self marks this node.
 	Self bool
 }
@@ -575,10 +578,10 @@ func (m *Mesh) Member(id NodeID) (Member, bool) {
 func (m *Mesh) memberLocked(id NodeID) Member {
 	mem := Member{ID: id, State: Alive, Self: id == m.ms.ID}
 	if ms := m.members[id]; ms != nil {
-		mem.Record, mem.State, mem.Since = ms.record, ms.state, ms.since
+		mem.Record, mem.State, mem.Since, mem.Heard = ms.record, ms.state, ms.since, ms.heard
 	}
 	if mem.Self {
-		mem.Record, mem.State = m.record, Alive
+		mem.Record, mem.State, mem.Heard = m.record, Alive, time.Time{}
 	}
 	mem.Record.Endpoints = slices.Clone(mem.Record.Endpoints)
 	return mem

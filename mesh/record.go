@@ -82,6 +82,11 @@ type Record struct {
 	// Paging is how a moved worker's memory arrives: "userfaultfd" (on
 	// demand) or "copy" (all of it before the worker resumes).
 	Paging string
+	// Speed is how many calibration events one core handles in a second under
+	// Engine; only ratios of it mean anything. 0 is not measured yet.
+	Speed uint32
+	// Cordoned says that the node takes no new workers.
+	Cordoned bool
 	// DocumentDigest is the BLAKE3 hash of the capability document; zero when
 	// there is none. The mesh keeps it.
 	DocumentDigest [32]byte
@@ -120,6 +125,8 @@ type recordWire struct {
 	Paging     string       `cbor:"10,keyasint,omitempty"`
 	Document   []byte       `cbor:"11,keyasint,omitempty"`
 	Authority  bool         `cbor:"12,keyasint,omitempty"`
+	Speed      uint32       `cbor:"13,keyasint,omitempty"`
+	Cordoned   bool         `cbor:"14,keyasint,omitempty"`
 }
 
 type recordEnvelope struct {
@@ -182,7 +189,7 @@ func encodeRecord(r *Record, key ed25519.PrivateKey) ([]byte, error) {
 	w := recordWire{
 		Name: r.Name, Tier: uint8(r.Tier), Arch: r.Arch, OS: r.OS, Cores: r.Cores,
 		MemoryFree: r.MemoryFree, Load: r.Load, Endpoints: r.Endpoints,
-		Engine: r.Engine, Paging: r.Paging, Authority: r.Authority,
+		Engine: r.Engine, Paging: r.Paging, Authority: r.Authority, Speed: r.Speed, Cordoned: r.Cordoned,
 	}
 	if r.DocumentDigest != [32]byte{} {
 		w.Document = r.DocumentDigest[:]
@@ -236,7 +243,7 @@ func decodeRecordBody(body []byte) (Record, error) {
 	r := Record{
 		Name: w.Name, Tier: Tier(w.Tier), Arch: w.Arch, OS: w.OS, Cores: w.Cores,
 		MemoryFree: w.MemoryFree, Load: w.Load, Endpoints: w.Endpoints,
-		Engine: w.Engine, Paging: w.Paging, Authority: w.Authority,
+		Engine: w.Engine, Paging: w.Paging, Authority: w.Authority, Speed: w.Speed, Cordoned: w.Cordoned,
 	}
 	switch len(w.Document) {
 	case 0:

@@ -37,7 +37,7 @@ func (b backend) Status(context.Context) (control.Status, error) {
 		Authority: n.mesh.Membership().Authority, Version: n.cfg.Version.Version, PID: os.Getpid(),
 		Started: n.started, UptimeMs: control.Millis(time.Since(n.started)),
 		StateDir: n.cfg.StateDir, Listen: n.mesh.LocalAddr().String(), Endpoints: []string{},
-		Metrics: n.Metrics(), Labels: n.cfg.Labels, Engine: n.engine(), Paging: n.paging(),
+		Metrics: n.Metrics(), Labels: n.said.labels(), Cordoned: n.said.cordoned(), Engine: n.engine(), Paging: n.paging(),
 	}
 	for _, m := range n.mesh.Members() {
 		switch m.State {
@@ -75,7 +75,10 @@ func describeNode(m mesh.Member) control.Node {
 	c := control.Node{
 		ID: string(m.ID), Name: r.Name, Self: m.Self, Tier: r.Tier.String(), State: m.State.String(), Since: m.Since,
 		OS: r.OS, Arch: r.Arch, Cores: int(r.Cores), MemoryFreeBytes: uint64(r.MemoryFree) << 20,
-		LoadPercent: int(r.Load), Engine: r.Engine, Paging: r.Paging,
+		LoadPercent: int(r.Load), Engine: r.Engine, Paging: r.Paging, Cordoned: r.Cordoned, Speed: r.Speed,
+	}
+	if !m.Heard.IsZero() {
+		c.AgeMs = control.Millis(time.Since(m.Heard))
 	}
 	if m.Endpoint.IsValid() {
 		c.Endpoint = m.Endpoint.String()
@@ -125,6 +128,11 @@ func (b backend) Node(ctx context.Context, ref string) (control.Node, error) {
 		c.DocumentError = err.Error()
 	} else {
 		c.Document = doc
+		if caps, err := parseCapabilities(doc); err != nil {
+			c.DocumentError = err.Error()
+		} else {
+			c.Labels, c.Interfaces, c.Accelerators, c.Promises = caps.Labels, caps.Interfaces, caps.Accelerators, caps.Promises
+		}
 	}
 	for _, e := range b.n.dir.list() {
 		if e.Home == m.ID {
@@ -132,6 +140,21 @@ func (b backend) Node(ctx context.Context, ref string) (control.Node, error) {
 		}
 	}
 	return c, nil
+}
+
+func (b backend) LocateNode(_ context.Context, ref string) (control.Location, error) {
+	m, err := b.n.member(ref)
+	if err != nil {
+		return control.Location{}, err
+	}
+	return control.Location{Home: string(m.ID), Local: m.ID == b.n.id}, nil
+}
+
+func (b backend) Configure(ctx context.Context, req control.NodeSettings) (control.Node, error) {
+	if err := b.n.configure(req); err != nil {
+		return control.Node{}, err
+	}
+	return b.Node(ctx, string(b.n.id))
 }
 
 // fromEntry returns what the directory knows of a worker.

@@ -115,6 +115,11 @@ func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 		return
 	}
 
+	o.entry = n.id
+	if s, ok := s.(*mesh.Stream); ok {
+		o.entry = s.Peer()
+	}
+
 	ctx, cancel := context.WithCancel(ctx)
 	written := make(chan struct{})
 	go func() {

@@ -3,7 +3,6 @@ package node
 import (
 	"bytes"
 	"os"
-	"runtime"
 	"strconv"
 )
 
@@ -33,20 +32,47 @@ func memory() (total, free uint64) {
 	return total, free
 }
 
-// loadPercent returns the load average of the last minute as a share of the
-// CPUs, at most 100 (proc(5), /proc/loadavg).
-func loadPercent() uint8 {
-	b, err := os.ReadFile("/proc/loadavg")
+// cpuTimes returns how long the CPUs have been busy and how long they have been
+// there since the machine started, in ticks, all of them together (proc(5),
+// /proc/stat). Zeroes mean that it is not known.
+func cpuTimes() (busy, all uint64) {
+	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
-		return 0
+		return 0, 0
 	}
-	f := bytes.Fields(b)
-	if len(f) == 0 {
-		return 0
+	line, _, _ := bytes.Cut(b, []byte("\n"))
+	f := bytes.Fields(line)
+	if len(f) < 5 || string(f[0]) != "cpu" {
+		return 0, 0
 	}
-	load, err := strconv.ParseFloat(string(f[0]), 64)
-	if err != nil || load < 0 {
-		return 0
+	// user nice system idle iowait irq softirq steal; what follows is counted
+	// in the first two already.
+	for i, s := range f[1:min(len(f), 9)] {
+		v, err := strconv.ParseUint(string(s), 10, 62)
+		if err != nil {
+			return 0, 0
+		}
+		all += v
+		if i != 3 && i != 4 {
+			busy += v
+		}
 	}
-	return uint8(min(100, load/float64(runtime.NumCPU())*100))
+	return busy, all
+}
+
+// cpuModel names the CPU (proc(5), /proc/cpuinfo); empty where the kernel does
+// not.
+func cpuModel() string {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	for line := range bytes.Lines(b) {
+		key, value, _ := bytes.Cut(line, []byte(":"))
+		switch string(bytes.TrimSpace(key)) {
+		case "model name", "CPU part", "uarch": // x86, ARM, RISC-V
+			return string(bytes.TrimSpace(value))
+		}
+	}
+	return ""
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"meshnode/mesh"
 )
 
 // Limits of one worker's inbox. A sender that is over a limit is told to hold
@@ -38,8 +40,9 @@ type senderID [16]byte
 // A message is one message of one sender.
 type message struct {
 	sender  *sender
-	seq     uint64 // from 1, without gaps
-	call    bool   // the sender wants the worker's reply, not only its receipt
+	entry   mesh.NodeID // where the sender is attached
+	seq     uint64      // from 1, without gaps
+	call    bool        // the sender wants the worker's reply, not only its receipt
 	payload []byte
 }
 
@@ -63,7 +66,8 @@ type sender struct {
 // An outlet is one connection of a sender: where its replies go.
 type outlet struct {
 	sender *sender
-	sent   uint64 // the last reply put on out
+	entry  mesh.NodeID // where the sender is attached; set before the first message
+	sent   uint64      // the last reply put on out
 	out    chan deliverFrame
 	// rewinding is set from when the sender was told to hold until it has gone
 	// back: what it wrote before it heard of it is passed over.
@@ -173,7 +177,7 @@ func (in *inbox) push(o *outlet, seq uint64, call bool, payload []byte, acked ui
 	o.rewinding = false
 	in.unholdLocked(o)
 	s.accepted = seq
-	in.queue = append(in.queue, &message{sender: s, seq: seq, call: call, payload: payload})
+	in.queue = append(in.queue, &message{sender: s, entry: o.entry, seq: seq, call: call, payload: payload})
 	in.bytes += len(payload)
 	in.signalLocked()
 	return nil

@@ -136,6 +136,9 @@ func (n *Node) create(ctx context.Context, s spec) (*worker, error) {
 // says why there is none. Memory counts by limit, not by use: a worker that
 // may grow must be able to.
 func (n *Node) reserve(bytes uint64) error {
+	if n.said.cordoned() {
+		return n.errCordoned()
+	}
 	total, _ := memory()
 	n.mu.Lock()
 	defer n.mu.Unlock()

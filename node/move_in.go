@@ -250,7 +250,11 @@ func (m *moveIn) ready(ctx context.Context) error {
 		return &prepareError{handover.CodeStale, fmt.Errorf("worker %s runs here already", s.Name)}
 	}
 	if err := m.n.reserve(s.MemoryLimit); err != nil {
-		return &prepareError{handover.CodeMemory, err}
+		code := handover.CodeMemory
+		if errors.Is(err, &control.Error{Code: control.CodeConflict}) {
+			code = handover.CodePolicy // cordoned
+		}
+		return &prepareError{code, err}
 	}
 	m.mu.Lock()
 	m.spec, m.reserved = s, s.MemoryLimit

@@ -52,6 +52,11 @@ type Config struct {
 	Tier      mesh.Tier
 	Labels    map[string]string
 
+	// What the node's machine has, and the latencies that the operator promises
+	// for it; 0 promises nothing.
+	Interfaces, Accelerators                     []string
+	PromiseAccess, PromiseMoveIn, PromiseMoveOut time.Duration
+
 	MetricsAddr string // host:port of /metrics; empty means none
 	Interpreter bool   // run Wasm without compiling it
 	NoPaging    bool   // bring all memory before a worker runs, as where there is no userfaultfd
@@ -65,6 +70,10 @@ type Config struct {
 	Exe     string // the meshnode binary, run again as the runner [this one]
 	Version control.Version
 	Log     *slog.Logger
+
+	// cpuTimes tells how busy the machine is [cpuTimes]. Tests that plan replace
+	// it: whether a node has room must not depend on what else runs beside them.
+	cpuTimes func() (busy, all uint64)
 }
 
 const (
@@ -74,8 +83,11 @@ const (
 	// so long and so many.
 	journalAge     = 30 * 24 * time.Hour
 	journalRecords = 10_000
-	// recordInterval is how often a node looks at its load and free memory.
-	recordInterval = 5 * time.Second
+	// recordInterval is how often a node looks at its load and free memory, and
+	// recordRefresh how often it tells them even if they changed little, so that
+	// others know how old at most what they know is.
+	recordInterval = 2 * time.Second
+	recordRefresh  = 30 * time.Second
 )
 
 // ErrRestart is what Run returns when the node has joined another mesh: make a
@@ -93,6 +105,8 @@ type Node struct {
 	lock    *control.Lock
 	mesh    *mesh.Mesh
 	dir     *directory
+	said    *facts
+	rtts    *pathTimes
 	modules modules
 	journal *handover.Journal
 	metrics *metrics
@@ -102,6 +116,8 @@ type Node struct {
 	budget  *pager.Budget // of what all moves push
 	paths   paths
 	named   atomic.Int32 // streams of pages by name that are served
+	// documents are those of other nodes.
+	documents documents
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 
@@ -144,6 +160,9 @@ func New(cfg Config) (n *Node, err error) {
 	if cfg.Tier == 0 {
 		cfg.Tier = mesh.Cloud
 	}
+	if cfg.cpuTimes == nil {
+		cfg.cpuTimes = cpuTimes
+	}
 	if cfg.EventTimeout == 0 {
 		cfg.EventTimeout = defaultEventTimeout
 	}
@@ -161,6 +180,7 @@ func New(cfg Config) (n *Node, err error) {
 		incarnation: handover.NewIncarnation(),
 		modules:     modules{dir: filepath.Join(cfg.StateDir, "modules")},
 		budget:      pager.NewBudget(cfg.PushRate),
+		rtts:        newPathTimes(),
 		workers:     make(map[string]*worker),
 		ended:       make(map[string]*worker),
 		outgoing:    make(map[handover.MoveID]*moveOut),
@@ -189,7 +209,15 @@ func New(cfg Config) (n *Node, err error) {
 		return nil, err
 	}
 	n.dir = newDirectory(cfg.Log)
-	doc, err := n.capabilities()
+	if n.said, err = loadFacts(cfg.StateDir, cfg.Labels); err != nil {
+		return nil, err
+	}
+	n.said.setSpeed(n.speedKept(n.started))
+	caps := n.capabilities()
+	if err := caps.validate(); err != nil {
+		return nil, err
+	}
+	doc, err := json.Marshal(caps)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +225,7 @@ func New(cfg Config) (n *Node, err error) {
 		Dir: cfg.StateDir, Listen: cfg.Listen, Advertise: cfg.Advertise, Seeds: cfg.Seeds,
 		Record: mesh.Record{
 			Name: cfg.Name, Arch: goruntime.GOARCH, OS: goruntime.GOOS, Cores: uint16(goruntime.NumCPU()),
-			Engine: n.engine(), Paging: n.paging().Mode,
+			Engine: n.engine(), Paging: n.paging().Mode, Speed: caps.Speed, Cordoned: caps.Cordoned,
 		},
 		Document: doc, Log: cfg.Log, Directory: n.dir,
 	})
@@ -289,6 +317,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mesh.Handle(protoModule, n.serveModule)
 	n.mesh.Handle(protoNamed, n.serveNamed)
 	n.mesh.Handle(protoHandover, n.serveHandover)
+	n.mesh.Handle(protoPaths, n.servePaths)
 	n.mesh.Handle(protoDemand, n.servePages)
 	n.mesh.Handle(protoBulk, n.servePages)
 	n.mesh.Handle(protoControl, func(ctx context.Context, s *mesh.Stream) {
@@ -323,6 +352,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { n.keepRecord(ctx); return nil })
 	g.Go(func() error { n.keepHouse(ctx); return nil })
+	g.Go(func() error { n.keepSpeed(ctx); return nil })
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)
@@ -392,41 +422,21 @@ func (n *Node) paging() control.Paging {
 	return p
 }
 
-// capabilities returns the document that describes the node in full.
-func (n *Node) capabilities() ([]byte, error) {
-	total, _ := memory()
-	return json.Marshal(struct {
-		APIVersion  string            `json:"apiVersion"`
-		Kind        string            `json:"kind"`
-		OS          string            `json:"os"`
-		Arch        string            `json:"arch"`
-		Cores       int               `json:"cores"`
-		MemoryBytes uint64            `json:"memoryBytes,omitempty"`
-		PageBytes   int               `json:"pageBytes"`
-		Engine      string            `json:"engine"`
-		Paging      control.Paging    `json:"paging"`
-		Labels      map[string]string `json:"labels,omitempty"`
-		Version     string            `json:"version,omitempty"`
-	}{
-		control.APIVersion, "Capabilities", goruntime.GOOS, goruntime.GOARCH, goruntime.NumCPU(), total,
-		os.Getpagesize(), n.engine(), n.paging(), n.cfg.Labels, n.cfg.Version.Version,
-	})
-}
-
 // keepRecord keeps what gossip says of this node's load and memory true.
 func (n *Node) keepRecord(ctx context.Context) {
 	t := time.NewTicker(recordInterval)
 	defer t.Stop()
+	var told time.Time
+	var use cpuUse
 	for {
-		_, free := memory()
-		load := loadPercent()
+		now := time.Now()
+		free := n.memoryFree()
+		load := use.percent(n.cfg.cpuTimes())
 		n.mesh.UpdateRecord(func(r *mesh.Record) {
-			// Small changes are not worth a round of gossip.
-			if mib := uint32(free >> 20); absDiff(mib, r.MemoryFree) > r.MemoryFree/16 {
-				r.MemoryFree = mib
-			}
-			if absDiff(uint32(load), uint32(r.Load)) >= 10 {
-				r.Load = load
+			mib := uint32(free >> 20)
+			// Small changes are not worth a round of gossip each.
+			if now.Sub(told) >= recordRefresh || absDiff(mib, r.MemoryFree) > r.MemoryFree/16 || absDiff(uint32(load), uint32(r.Load)) >= 10 {
+				r.MemoryFree, r.Load, told = mib, load, now
 			}
 		})
 		select {

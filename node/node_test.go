@@ -117,6 +117,7 @@ func startNode(t testing.TB, dir, name string, others []*testNode) *testNode {
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})).With("node", name)
 	cfg := Config{
+		cpuTimes: func() (uint64, uint64) { return 0, 0 },
 		StateDir: dir, CacheDir: cacheDir,
 		Listen: "127.0.0.1:0", Name: name, Tier: mesh.Edge, DrainTimeout: 5 * time.Second, Log: log,
 	}

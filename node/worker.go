@@ -52,6 +52,7 @@ type worker struct {
 	inbox  *inbox
 	outbox *outbox
 	logs   *logRing
+	times  eventTimes
 
 	// Owned by the loop.
 	runner *runner.Runner
@@ -230,6 +231,7 @@ func (w *worker) message(ctx context.Context, m *message) error {
 	if err != nil {
 		return err
 	}
+	w.times.add(eventTime{at: time.Now(), took: eff.Duration, entry: m.entry})
 	w.inbox.done(m, reply{Status: eff.Status, Payload: eff.Reply})
 	return nil
 }
@@ -241,7 +243,10 @@ func (w *worker) timer(ctx context.Context) error {
 		return nil
 	}
 	w.timers.fired(id, now)
-	_, err := w.handle(ctx, runner.Event{Kind: runner.Timer, ID: id})
+	eff, err := w.handle(ctx, runner.Event{Kind: runner.Timer, ID: id})
+	if err == nil {
+		w.times.add(eventTime{at: time.Now(), took: eff.Duration})
+	}
 	return err
 }
 

@@ -74,12 +74,12 @@ and its memory follows.
 	root.SetCompletionCommandGroupID("node")
 	for _, c := range []*cobra.Command{
 		a.upCommand(), a.statusCommand(), a.joinCommand(), a.leaveCommand(), a.pingCommand(),
-		a.demoCommand(), a.benchCommand(), a.versionCommand(),
+		a.demoCommand(), a.benchCommand(), a.versionCommand(), a.schemaCommand(),
 	} {
 		c.GroupID = "node"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.nodeCommand(), a.tokenCommand(), a.workerCommand()} {
+	for _, c := range []*cobra.Command{a.nodeCommand(), a.tokenCommand(), a.workerCommand(), a.appCommand()} {
 		c.GroupID = "mesh"
 		root.AddCommand(c)
 	}

@@ -84,7 +84,8 @@ func labelText(labels map[string]string) string {
 }
 
 func (a *app) nodeCommand() *cobra.Command {
-	return a.group("node", "See the nodes of the mesh", a.nodeListCommand(), a.nodeShowCommand())
+	return a.group("node", "See the nodes of the mesh", a.nodeListCommand(), a.nodeShowCommand(),
+		a.nodeCordonCommand(true), a.nodeCordonCommand(false), a.nodeLabelCommand())
 }
 
 func (a *app) nodeListCommand() *cobra.Command {
@@ -115,7 +116,11 @@ func (a *app) nodeListCommand() *cobra.Command {
 					if n.MemoryFreeBytes > 0 {
 						free = size(n.MemoryFreeBytes)
 					}
-					row(w, name, n.Tier, n.State, ago(n.Since), n.Endpoint, platform(n), n.Cores, free,
+					state := n.State
+					if n.Cordoned {
+						state += ",cordoned"
+					}
+					row(w, name, n.Tier, state, ago(n.Since), n.Endpoint, platform(n), n.Cores, free,
 						fmt.Sprintf("%d%%", n.LoadPercent), n.ID)
 				}
 			})
@@ -150,6 +155,12 @@ func (a *app) nodeShowCommand() *cobra.Command {
 	})
 }
 
+// shown are the keys of a capability document that have lines of their own.
+var shown = map[string]bool{
+	"apiVersion": true, "kind": true, "labels": true, "interfaces": true, "accelerators": true, "promises": true,
+	"speed": true, "cordoned": true,
+}
+
 func nodeTable(w io.Writer, n control.Node) {
 	self := ""
 	if n.Self {
@@ -165,8 +176,30 @@ func nodeTable(w io.Writer, n control.Node) {
 	field(w, "cores", n.Cores)
 	field(w, "memory free", size(n.MemoryFreeBytes))
 	field(w, "load", fmt.Sprintf("%d%%", n.LoadPercent))
+	if n.AgeMs > 0 {
+		field(w, "as of", millis(n.AgeMs)+" ago")
+	}
+	if n.Cordoned {
+		field(w, "cordoned", "takes no new workers")
+	}
+	if n.Speed > 0 {
+		field(w, "speed", fmt.Sprintf("%d calibration events/s on a core", n.Speed))
+	}
 	field(w, "engine", freeText(n.Engine))
 	field(w, "paging", freeText(n.Paging))
+	field(w, "labels", labelText(n.Labels))
+	field(w, "interfaces", freeText(strings.Join(n.Interfaces, " ")))
+	field(w, "accelerators", freeText(strings.Join(n.Accelerators, " ")))
+	if p := n.Promises; p != nil {
+		for _, m := range []struct {
+			name string
+			ms   float64
+		}{{"access", p.AccessMs}, {"move in", p.MoveInMs}, {"move out", p.MoveOutMs}} {
+			if m.ms > 0 {
+				field(w, "promises", m.name+" within "+millis(m.ms))
+			}
+		}
+	}
 	for i, wk := range n.Workers {
 		name := "workers"
 		if i > 0 {
@@ -184,7 +217,7 @@ func nodeTable(w io.Writer, n control.Node) {
 		}
 		keys := make([]string, 0, len(doc))
 		for k := range doc {
-			if k != "apiVersion" && k != "kind" {
+			if !shown[k] {
 				keys = append(keys, k)
 			}
 		}

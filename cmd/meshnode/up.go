@@ -23,6 +23,11 @@ func (a *app) upCommand() *cobra.Command {
 		join         = addrValue{needHost: true}
 		advertise    addrsValue
 		labels       pairsValue
+		interfaces   []string
+		accelerators []string
+		access       durationValue
+		moveIn       durationValue
+		moveOut      durationValue
 		name         string
 		tokenFile    string
 		cacheDir     string
@@ -65,6 +70,13 @@ node that lets others in; --join enrols it in an existing mesh instead.
 				Advertise:    advertise.addrs,
 				Name:         name,
 				Labels:       labels.labels(),
+				Interfaces:   interfaces,
+				Accelerators: accelerators,
+
+				PromiseAccess:  access.d,
+				PromiseMoveIn:  moveIn.d,
+				PromiseMoveOut: moveOut.d,
+
 				CacheDir:     cacheDir,
 				MetricsAddr:  metrics.addr,
 				Interpreter:  interpreter,
@@ -103,6 +115,11 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.StringVar(&name, "name", "", "the node's name (default: the host's)")
 	f.StringVar(&cacheDir, "cache-dir", "", "where compiled modules are kept; nodes of one machine may share it (default: in the state directory)")
 	f.Var(&labels, "label", "a label for the capability document (repeatable)")
+	f.StringArrayVar(&interfaces, "interface", nil, "an interface of this host that workers may use, as camera or location (repeatable)")
+	f.StringArrayVar(&accelerators, "accelerator", nil, "an accelerator of this host (repeatable)")
+	f.Var(&access, "promise-access", "the round trip that this node promises to users attached to it")
+	f.Var(&moveIn, "promise-move-in", "the blackout that it promises for workers that arrive")
+	f.Var(&moveOut, "promise-move-out", "the blackout that it promises for workers that leave")
 	f.Var(&join, "join", "join the mesh through this endpoint, unless already in one")
 	f.StringVar(&tokenFile, "token-file", "", "the join token for --join; - is standard input")
 	f.Var(&joinTimeout, "join-timeout", "how long --join tries")

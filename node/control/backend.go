@@ -26,12 +26,21 @@ type Backend interface {
 	// calls each with every one. An error of each ends it and is returned.
 	Ping(ctx context.Context, ref string, count int, each func(Ping) error) error
 
+	// LocateNode says which node a ref means; Location.Worker is empty.
+	LocateNode(ctx context.Context, ref string) (Location, error)
+	// Configure changes what this node says of itself.
+	Configure(ctx context.Context, req NodeSettings) (Node, error)
+
 	// CreateToken makes a join token; CodeDenied where this node is not the
 	// mesh's authority, with a hint that names the one that is.
 	CreateToken(ctx context.Context, req TokenRequest) (Token, error)
 	// Join enrols this node in another mesh, Leave takes it out of its own.
 	Join(ctx context.Context, req JoinRequest) (JoinResult, error)
 	Leave(ctx context.Context) (LeaveResult, error)
+
+	// PlanApp says where the workers of an app would go, and changes nothing. A bad
+	// manifest is an *Error with CodeInvalid.
+	PlanApp(ctx context.Context, req PlanRequest) (Plan, error)
 
 	// Workers lists the workers known in the whole mesh.
 	Workers(ctx context.Context) ([]Worker, error)
@@ -61,6 +70,8 @@ type Backend interface {
 	// of phase and at most 20 times a second in between, and never after it
 	// has returned.
 	Migrate(ctx context.Context, ref string, req MigrateRequest, progress func(Progress)) (Migration, error)
+	// Explain says why the worker is here and not elsewhere.
+	Explain(ctx context.Context, ref string, req ExplainRequest) (Explanation, error)
 	// Sample watches what a worker does to its memory for that long and
 	// describes it, Activity included.
 	Sample(ctx context.Context, ref string, length time.Duration) (Worker, error)

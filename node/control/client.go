@@ -196,6 +196,14 @@ func (c *Client) Status(ctx context.Context) (d Status, err error) {
 	return d, c.do(ctx, http.MethodGet, "/v1/status", nil, &d)
 }
 
+// Configure changes what a node says of itself, and returns it as it is then.
+func (c *Client) Configure(ctx context.Context, node string, req NodeSettings) (d Node, err error) {
+	if err := checkRef("node", node); err != nil {
+		return d, err
+	}
+	return d, c.do(ctx, http.MethodPost, nodePath(node, "/settings"), req, &d)
+}
+
 // Nodes lists the mesh's members.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	var d NodeList
@@ -239,6 +247,19 @@ func (c *Client) Join(ctx context.Context, req JoinRequest) (d JoinResult, err e
 // Leave takes the daemon's node out of its mesh.
 func (c *Client) Leave(ctx context.Context) (d LeaveResult, err error) {
 	return d, c.do(ctx, http.MethodPost, "/v1/leave", nil, &d)
+}
+
+// PlanApp asks where the workers of an app would go.
+func (c *Client) PlanApp(ctx context.Context, req PlanRequest) (d Plan, err error) {
+	return d, c.do(ctx, http.MethodPost, "/v1/apps/plan", req, &d)
+}
+
+// Explain asks why a worker is where it is.
+func (c *Client) Explain(ctx context.Context, worker string, req ExplainRequest) (d Explanation, err error) {
+	if err := checkRef("worker", worker); err != nil {
+		return d, err
+	}
+	return d, c.do(ctx, http.MethodPost, workerPath(worker, "/explain"), req, &d)
 }
 
 // Workers lists the workers of the mesh.

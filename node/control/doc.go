@@ -46,9 +46,11 @@
 //	GET  /v1/nodes                       NodeList
 //	GET  /v1/nodes/NODE                  Node
 //	POST /v1/nodes/NODE/ping?count=N     stream of Ping
+//	POST /v1/nodes/NODE/settings       * NodeSettings; Node. Answered by the node itself
 //	POST /v1/tokens        TokenRequest  Token
 //	POST /v1/join          JoinRequest   JoinResult
 //	POST /v1/leave                       LeaveResult; the daemon ends
+//	POST /v1/apps/plan     PlanRequest   Plan: where an app's workers would go
 //	GET  /v1/workers                     WorkerList: of the whole mesh
 //	POST /v1/workers       module        Worker: started here. The header
 //	                                     Meshnode-Run holds a RunRequest
@@ -57,6 +59,7 @@
 //	GET  /v1/workers/WORKER/logs       * stream of LogLine; ?follow=true goes on
 //	POST /v1/workers/WORKER/migrate    * MigrateRequest; stream of Progress that
 //	                                     ends with a Migration
+//	POST /v1/workers/WORKER/explain    * ExplainRequest; Explanation
 //	POST /v1/workers/WORKER/plan       * MigrateRequest; MovePlan: what that
 //	                                     would be like
 //	POST /v1/workers/WORKER/pause      * Worker

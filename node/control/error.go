@@ -44,6 +44,7 @@ const (
 	ExitDone        = 0
 	ExitFailed      = 1 // tried and failed
 	ExitUsage       = 2 // usage or bad input: nothing was tried
+	ExitPending     = 3 // only with --exit-code: done, and something is to be done or not kept
 	ExitNotFound    = 4
 	ExitUnreachable = 5 // daemon or mesh
 	ExitTimeout     = 6

@@ -155,9 +155,13 @@ func (s *Server) Handler() http.Handler {
 	route("GET /v1/nodes", s.getNodes)
 	route("GET /v1/nodes/{ref}", s.getNode)
 	route("POST /v1/nodes/{ref}/ping", s.postPing)
+	route("POST /v1/nodes/{ref}/settings", func(w http.ResponseWriter, r *http.Request) error {
+		return s.atNode(w, r, s.postSettings)
+	})
 	route("POST /v1/tokens", s.postToken)
 	route("POST /v1/join", s.postJoin)
 	route("POST /v1/leave", s.postLeave)
+	route("POST /v1/apps/plan", s.postAppPlan)
 	route("GET /v1/workers", s.getWorkers)
 	route("POST /v1/workers", s.postWorker)
 	route("POST /v1/workers/{ref}/call", s.postCall)
@@ -171,9 +175,9 @@ func (s *Server) Handler() http.Handler {
 }
 
 // PeerHandler answers other nodes of the mesh: only the routes of single
-// workers, and only for workers at home here. A worker whose home is elsewhere
-// is CodeMoved with that home, so that requests cannot run in circles: a
-// peer's request is never passed on.
+// workers, and only for workers at home here, and the settings of this node. A
+// worker whose home is elsewhere is CodeMoved with that home, so that requests
+// cannot run in circles: a peer's request is never passed on.
 func (s *Server) PeerHandler() http.Handler {
 	mux := http.NewServeMux()
 	s.workerRoutes(func(pattern string, h func(http.ResponseWriter, *http.Request) error) {
@@ -188,6 +192,16 @@ func (s *Server) PeerHandler() http.Handler {
 			return h(w, r)
 		}))
 	})
+	mux.Handle("POST /v1/nodes/{ref}/settings", s.wrap(func(w http.ResponseWriter, r *http.Request) error {
+		loc, err := s.backend.LocateNode(r.Context(), r.PathValue("ref"))
+		if err != nil {
+			return err
+		}
+		if !loc.Local {
+			return Moved(loc.Home)
+		}
+		return s.postSettings(w, r)
+	}))
 	mux.Handle("/", s.wrap(func(w http.ResponseWriter, r *http.Request) error {
 		return &Error{Code: CodeDenied, Message: fmt.Sprintf("%s %s is not open to other nodes", r.Method, r.URL.Path)}
 	}))
@@ -199,6 +213,7 @@ func (s *Server) workerRoutes(route func(string, func(http.ResponseWriter, *http
 	route("GET /v1/workers/{ref}", s.getWorker)
 	route("GET /v1/workers/{ref}/logs", s.getLogs)
 	route("POST /v1/workers/{ref}/migrate", s.postMigrate)
+	route("POST /v1/workers/{ref}/explain", s.postExplain)
 	route("POST /v1/workers/{ref}/plan", s.postPlan)
 	route("POST /v1/workers/{ref}/pause", s.workerVerb(s.backend.Pause))
 	route("POST /v1/workers/{ref}/resume", s.workerVerb(s.backend.Resume))
@@ -355,6 +370,72 @@ func (s *Server) postPing(w http.ResponseWriter, r *http.Request) error {
 	}
 	out := newStream(w, r)
 	return out.end(s.backend.Ping(r.Context(), r.PathValue("ref"), count, func(p Ping) error { return out.send(&p) }))
+}
+
+// atNode answers with h where the request is about this node and passes it on
+// to the one it is about otherwise.
+func (s *Server) atNode(w http.ResponseWriter, r *http.Request, h func(http.ResponseWriter, *http.Request) error) error {
+	loc, err := s.backend.LocateNode(r.Context(), r.PathValue("ref"))
+	if err != nil {
+		return err
+	}
+	if loc.Local {
+		return h(w, r)
+	}
+	body, err := readBody(w, r, "request", maxDocumentBytes)
+	if err != nil {
+		return err
+	}
+	return s.proxy(w, r, loc, body)
+}
+
+func (s *Server) postSettings(w http.ResponseWriter, r *http.Request) error {
+	var req NodeSettings
+	if err := readDocument(w, r, &req); err != nil {
+		return err
+	}
+	if req.Cordoned == nil && len(req.Labels) == 0 {
+		return &Error{Code: CodeInvalid, Message: "settings that change nothing"}
+	}
+	d, err := s.backend.Configure(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	return writeDocument(w, &d)
+}
+
+func (s *Server) postAppPlan(w http.ResponseWriter, r *http.Request) error {
+	var req PlanRequest
+	if err := readDocument(w, r, &req); err != nil {
+		return err
+	}
+	switch {
+	case !(req.RatePerSecond >= 0 && req.RatePerSecond <= 1e6):
+		return &Error{Code: CodeInvalid, Message: "ratePerSecond must be from 0 to a million"}
+	case !(req.EventMs >= 0 && req.EventMs <= Millis(time.Hour)):
+		return &Error{Code: CodeInvalid, Message: "eventMs must be from 0 to an hour"}
+	case req.ModuleBytes < 0 || req.ModuleBytes > MaxModuleBytes:
+		return tooLarge("module", req.ModuleBytes, MaxModuleBytes)
+	case len(req.Users) > 64:
+		return &Error{Code: CodeInvalid, Message: fmt.Sprintf("%d nodes at which users enter, at most 64", len(req.Users))}
+	}
+	d, err := s.backend.PlanApp(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	return writeDocument(w, &d)
+}
+
+func (s *Server) postExplain(w http.ResponseWriter, r *http.Request) error {
+	var req ExplainRequest
+	if err := readDocument(w, r, &req); err != nil {
+		return err
+	}
+	d, err := s.backend.Explain(r.Context(), r.PathValue("ref"), req)
+	if err != nil {
+		return err
+	}
+	return writeDocument(w, &d)
 }
 
 func (s *Server) postToken(w http.ResponseWriter, r *http.Request) error {
@@ -643,14 +724,20 @@ func (s *Server) atHome(w http.ResponseWriter, r *http.Request, h func(http.Resp
 	return s.proxy(w, r, loc, body)
 }
 
+// proxy passes a request on to the node at loc: about its worker, or about the
+// node itself where no worker is named.
 func (s *Server) proxy(w http.ResponseWriter, r *http.Request, loc Location, body []byte) error {
+	collection, name, whom := "/v1/workers/", loc.Worker, "the worker's home "
+	if name == "" {
+		collection, name, whom = "/v1/nodes/", loc.Home, "node "
+	}
 	var failed error
 	p := &httputil.ReverseProxy{
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			// By id: the name may mean something else by the time it arrives.
-			rest := strings.TrimPrefix(pr.In.URL.Path, "/v1/workers/"+pr.In.PathValue("ref"))
+			rest := strings.TrimPrefix(pr.In.URL.Path, collection+pr.In.PathValue("ref"))
 			pr.Out.URL.Scheme, pr.Out.URL.Host = "http", loc.Home
-			pr.Out.URL.Path, pr.Out.URL.RawPath = "/v1/workers/"+loc.Worker+rest, ""
+			pr.Out.URL.Path, pr.Out.URL.RawPath = collection+name+rest, ""
 			pr.Out.Host = loc.Home
 		},
 		Transport:     &followTransport{backend: s.backend, home: loc.Home, body: body},
@@ -669,7 +756,7 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request, loc Location, bod
 	}
 	return &Error{
 		Code:    CodeUnreachable,
-		Message: fmt.Sprintf("ask the worker's home %s: %v", loc.Home, failed),
+		Message: fmt.Sprintf("ask %s%s: %v", whom, loc.Home, failed),
 		Hint:    "`meshnode ping " + loc.Home + "` tells whether there is a way to it",
 	}
 }

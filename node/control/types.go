@@ -86,6 +86,7 @@ type Status struct {
 	Endpoints []string          `json:"endpoints"`         // UDP addresses told to the others
 	Metrics   string            `json:"metrics,omitempty"` // host:port of /metrics, "" when off
 	Labels    map[string]string `json:"labels,omitempty"`
+	Cordoned  bool              `json:"cordoned,omitempty"`
 	Members   Members           `json:"members"`
 	Workers   int               `json:"workers"` // workers whose home is this node
 	Engine    string            `json:"engine"`  // compiler or interpreter
@@ -132,7 +133,20 @@ type Node struct {
 	LoadPercent     int       `json:"loadPercent"`
 	Engine          string    `json:"engine,omitempty"`
 	Paging          string    `json:"paging,omitempty"` // userfaultfd or copy
-	DocumentDigest  string    `json:"documentDigest,omitempty"`
+	// Cordoned nodes take no new workers.
+	Cordoned bool `json:"cordoned,omitempty"`
+	// Speed is how many calibration events a core handles in a second; only
+	// ratios of it mean anything. 0 is not measured yet.
+	Speed          uint32 `json:"speed,omitempty"`
+	DocumentDigest string `json:"documentDigest,omitempty"`
+	// AgeMs is how old the record of all of the above is; 0 for the node that
+	// answers.
+	AgeMs float64 `json:"ageMs,omitempty"`
+	// Labels, Interfaces, Accelerators and Promises are from Document.
+	Labels       map[string]string `json:"labels,omitempty"`
+	Interfaces   []string          `json:"interfaces,omitempty"`
+	Accelerators []string          `json:"accelerators,omitempty"`
+	Promises     *Promises         `json:"promises,omitempty"`
 	// Workers are the workers at home there, as far as the answering node
 	// knows; only where one node is asked for.
 	Workers []Worker `json:"workers,omitempty"`
@@ -141,6 +155,23 @@ type Node struct {
 	Document json.RawMessage `json:"document,omitempty"`
 	// DocumentError says why Document is missing.
 	DocumentError string `json:"documentError,omitempty"`
+}
+
+// Promises are latencies that a node's operator promises for it; 0 is none.
+type Promises struct {
+	// AccessMs is the round trip to users attached to it.
+	AccessMs float64 `json:"accessMs,omitempty"`
+	// MoveInMs and MoveOutMs are the blackouts of workers that come and go.
+	MoveInMs  float64 `json:"moveInMs,omitempty"`
+	MoveOutMs float64 `json:"moveOutMs,omitempty"`
+}
+
+// NodeSettings are what an operator changes of a running node; what is nil
+// stays as it is. They outlive the daemon.
+type NodeSettings struct {
+	Cordoned *bool `json:"cordoned,omitempty"`
+	// Labels are set, or taken away where the value is null.
+	Labels map[string]*string `json:"labels,omitempty"`
 }
 
 // Ping is one measured round trip to a node over QUIC.

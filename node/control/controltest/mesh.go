@@ -8,6 +8,7 @@ import (
 	"encoding/base32"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"meshnode/node/control"
+	"meshnode/placement/manifest"
 )
 
 // Window is how many messages a session takes before replies are read.
@@ -66,7 +68,7 @@ func New(names ...string) *Mesh {
 }
 
 func newBackend(m *Mesh, name string) *Backend {
-	b := &Backend{mesh: m, name: name, id: ID(name), started: time.Now()}
+	b := &Backend{mesh: m, name: name, id: ID(name), started: time.Now(), labels: make(map[string]string)}
 	b.Server = control.NewServer(control.ServerConfig{Backend: b})
 	return b
 }
@@ -169,6 +171,8 @@ type Backend struct {
 	mesh     *Mesh
 	name, id string
 	started  time.Time
+	cordoned bool
+	labels   map[string]string
 	// Server answers for this node.
 	Server *control.Server
 	// Unreachable lets requests from other nodes fail to arrive.
@@ -199,6 +203,7 @@ func (b *Backend) describe(of *Backend) control.Node {
 	return control.Node{
 		ID: of.id, Name: of.name, Self: of == b, Tier: "edge", State: "alive", Since: of.started,
 		Endpoint: "127.0.0.1:7946", OS: "linux", Arch: "amd64", Cores: 2, MemoryFreeBytes: 1 << 30,
+		Cordoned: of.cordoned, Labels: maps.Clone(of.labels),
 	}
 }
 
@@ -218,6 +223,70 @@ func (b *Backend) Node(_ context.Context, ref string) (control.Node, error) {
 		return control.Node{}, err
 	}
 	return b.describe(n), nil
+}
+
+// LocateNode implements control.Backend.
+func (b *Backend) LocateNode(_ context.Context, ref string) (control.Location, error) {
+	n, err := b.mesh.node(ref)
+	if err != nil {
+		return control.Location{}, err
+	}
+	return control.Location{Home: n.id, Local: n == b}, nil
+}
+
+// Configure implements control.Backend.
+func (b *Backend) Configure(_ context.Context, req control.NodeSettings) (control.Node, error) {
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	if req.Cordoned != nil {
+		b.cordoned = *req.Cordoned
+	}
+	for k, v := range req.Labels {
+		if v == nil {
+			delete(b.labels, k)
+		} else {
+			b.labels[k] = *v
+		}
+	}
+	return b.describe(b), nil
+}
+
+// PlanApp implements control.Backend: it finds room on the first node alone, and
+// only for apps not called "stuck".
+func (b *Backend) PlanApp(_ context.Context, req control.PlanRequest) (control.Plan, error) {
+	app, err := manifest.Parse(req.File, []byte(req.Manifest))
+	if err != nil {
+		return control.Plan{}, &control.Error{Code: control.CodeInvalid, Message: err.Error()}
+	}
+	first, second := b.mesh.nodes[0], b.mesh.nodes[1]
+	term := control.PlacementTerm{Name: "event", Value: 12, Unit: "ms", Limit: 30, AgeMs: 1500, From: "measured"}
+	fail := control.PlacementFailure{Code: "tier", Path: "placement.require.tier", Have: "edge", Want: "cloud", Short: 1, From: "claimed"}
+	p := control.WorkerPlan{
+		Worker: app.Name, Decision: control.PlacementDecision{Action: "move", Reason: "start", Text: "it runs nowhere yet", To: first.id, EventMs: 12},
+		Fits:    []control.PlacementReport{{Node: first.id, Name: first.name, Tier: "edge", Cost: 0.01, Terms: []control.PlacementTerm{term}}},
+		Others:  []control.PlacementReport{{Node: second.id, Name: second.name, Tier: "edge", Failures: []control.PlacementFailure{fail}}},
+		Changes: []control.PlacementChange{{Node: second.id, Nodes: 1, Text: second.name + " would fit if not for tier: edge, want cloud"}},
+	}
+	out := control.Plan{App: app.Name, At: time.Now(), Pending: 1, Notes: []string{"nothing is measured here"}}
+	if app.Name == "stuck" {
+		p.Decision = control.PlacementDecision{Action: "stuck", Reason: "no-candidate", Text: "no node fits"}
+		p.Fits, out.Pending, out.Stuck = nil, 0, 1
+	}
+	out.Workers = []control.WorkerPlan{p}
+	return out, nil
+}
+
+// Explain implements control.Backend: every worker is content.
+func (b *Backend) Explain(_ context.Context, ref string, req control.ExplainRequest) (control.Explanation, error) {
+	w, err := b.home(ref)
+	if err != nil {
+		return control.Explanation{}, err
+	}
+	return control.Explanation{
+		Worker: w.Name, App: w.Name, At: time.Now(), Summary: "stays on " + b.name,
+		Decision: control.PlacementDecision{Action: "stay", Reason: "content", From: b.id},
+		Here:     &control.PlacementReport{Node: b.id, Name: b.name, Tier: "edge", Terms: []control.PlacementTerm{{Name: "load", Value: 0.25, Unit: "x", From: "observed"}}},
+	}, nil
 }
 
 // Ping implements control.Backend, without the second in between.

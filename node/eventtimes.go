@@ -1,0 +1,87 @@
+package node
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"meshnode/mesh"
+)
+
+const (
+	// eventsKept is how many of a worker's last events are remembered, and
+	// eventsFor for how long they count.
+	eventsKept = 512
+	eventsFor  = time.Minute
+)
+
+// An eventTime is one event that a worker has handled.
+type eventTime struct {
+	at    time.Time // when it ended
+	took  time.Duration
+	entry mesh.NodeID // where its sender is attached; empty for a timer
+}
+
+// eventTimes remembers a worker's last events, for placement. Safe for
+// concurrent use.
+type eventTimes struct {
+	mu   sync.Mutex
+	ring []eventTime
+	next int
+}
+
+func (t *eventTimes) add(e eventTime) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.ring) < eventsKept {
+		t.ring = append(t.ring, e)
+		return
+	}
+	t.ring[t.next] = e
+	t.next = (t.next + 1) % eventsKept
+}
+
+// An eventSummary is what the events of the last minute were like.
+type eventSummary struct {
+	p50, p99 time.Duration
+	rate     float64                 // a second, of all events
+	entries  map[mesh.NodeID]float64 // a second, by where their senders are attached
+	last     time.Time               // zero without any
+}
+
+// summary sums up the events of the last minute as of now. Rates are over the
+// time since the oldest of them, a second at least.
+func (t *eventTimes) summary(now time.Time) eventSummary {
+	t.mu.Lock()
+	recent := make([]eventTime, 0, len(t.ring))
+	for _, e := range t.ring {
+		if now.Sub(e.at) <= eventsFor {
+			recent = append(recent, e)
+		}
+	}
+	t.mu.Unlock()
+	if len(recent) == 0 {
+		return eventSummary{}
+	}
+	s := eventSummary{entries: make(map[mesh.NodeID]float64)}
+	oldest, took := recent[0].at, make([]time.Duration, len(recent))
+	for i, e := range recent {
+		took[i] = e.took
+		if e.at.Before(oldest) {
+			oldest = e.at
+		}
+		if e.at.After(s.last) {
+			s.last = e.at
+		}
+	}
+	slices.Sort(took)
+	s.p50, s.p99 = took[len(took)/2], took[(len(took)*99)/100]
+	each := 1 / max(now.Sub(oldest).Seconds(), 1)
+	for _, e := range recent {
+		s.rate += each
+		if e.entry != "" {
+			s.entries[e.entry] += each
+		}
+	}
+	return s
+}

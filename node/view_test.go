@@ -1,0 +1,210 @@
+package node
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+	"meshnode/placement"
+)
+
+const planApp = `apiVersion: meshnode/v1alpha1
+kind: App
+name: counter
+module: {hash: 00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff}
+limits: {memory: 64MiB}
+objectives:
+  event: {max: 5s, quantile: p50, window: 10s}
+`
+
+// TestPlan plans on a mesh of three nodes as it is, changes what the nodes say
+// of themselves, and finds the plan changed and the workers where they were.
+func TestPlan(t *testing.T) {
+	nodes := startNodes(t, 3)
+	a, b, c := nodes[0], nodes[1], nodes[2]
+	ctx := t.Context()
+	for _, n := range nodes {
+		waitFor(t, "speeds", func() bool {
+			return !slices.ContainsFunc(n.mesh.Members(), func(m mesh.Member) bool { return m.Record.Speed == 0 })
+		})
+	}
+	plan := func(text string, users ...string) control.Plan {
+		t.Helper()
+		p, err := a.client.PlanApp(ctx, control.PlanRequest{File: "app.yaml", Manifest: text, Users: users, RatePerSecond: 1, EventMs: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p := plan(planApp)
+	if len(p.Workers) != 1 || p.Pending != 1 || p.Workers[0].Decision.Reason != "start" || len(p.Workers[0].Fits) != 3 || len(p.Notes) != 0 {
+		t.Fatalf("an app that fits anywhere: %+v", p)
+	}
+	for _, r := range p.Workers[0].Fits {
+		n := r.Term("network")
+		if n == nil || r.Node != string(a.id) && (n.From != "measured" || n.Value <= 0) {
+			t.Errorf("way from users to %s: %+v", r.Name, n)
+		}
+		if s := r.Term("slowdown"); s == nil || s.From == "assumed" {
+			t.Errorf("slowdown on %s: %+v", r.Name, s)
+		}
+	}
+	if w, err := a.client.Workers(ctx); err != nil || len(w) != 0 {
+		t.Errorf("a plan made workers: %v, %v", w, err)
+	}
+
+	// Users who enter elsewhere: that node's own measurements count.
+	p = plan(planApp, b.name())
+	for _, r := range p.Workers[0].Fits {
+		if n := r.Term("network"); n == nil || (r.Node == string(b.id)) != (n.Value == 0) || n.Value > 0 && n.From != "measured" {
+			t.Errorf("way from users at %s to %s: %+v", b.name(), r.Name, n)
+		}
+	}
+
+	// A label that one node has; then that node is cordoned.
+	const needs = planApp + "placement: {require: {labels: [{key: zone, in: [berlin]}]}}\n"
+	p = plan(needs)
+	if p.Stuck != 1 || len(p.Workers[0].Changes) == 0 || !strings.Contains(p.Workers[0].Changes[0].Text, "zone") {
+		t.Fatalf("an app that fits nowhere: %+v", p)
+	}
+	if _, err := a.client.Configure(ctx, c.name(), control.NodeSettings{Labels: map[string]*string{"zone": ptr("berlin")}}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the label", func() bool { p = plan(needs); return p.Pending == 1 })
+	if to := p.Workers[0].Decision.To; to != string(c.id) {
+		t.Errorf("goes to %s, want %s", to, c.id)
+	}
+	if _, err := a.client.Configure(ctx, c.name(), control.NodeSettings{Cordoned: ptr(true)}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the cordon", func() bool { p = plan(needs); return p.Stuck == 1 })
+	for _, r := range p.Workers[0].Others {
+		if f := r.Failures; len(f) != 1 || (f[0].Code == "cordoned") != (r.Node == string(c.id)) {
+			t.Errorf("%s fails for %+v", r.Name, f)
+		}
+	}
+
+	// A worker that runs is where it is, as its home sees it and by its events.
+	a.run(t, app(t, "counter"), control.RunRequest{Name: "counter"})
+	for _, n := range nodes {
+		waitFor(t, "the worker's entry", func() bool { _, err := n.dir.find("counter"); return err == nil })
+	}
+	for range 5 {
+		b.call(t, "counter", "add 1")
+	}
+	e, err := c.client.Explain(ctx, "counter", control.ExplainRequest{File: "app.yaml", Manifest: planApp})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.Here == nil || e.Here.Node != string(a.id) || e.Decision.Action != "stay" || len(e.Others) != 2 || e.Summary == "" {
+		t.Errorf("got %+v", e)
+	}
+	if h := e.Here.Term("handler"); h == nil || h.Value <= 0 {
+		t.Errorf("handler's time: %+v", h)
+	}
+	if n := e.Here.Term("network"); n == nil || n.Value <= 0 || n.From != "measured" {
+		t.Errorf("way from its users, who are at %s: %+v", b.name(), n)
+	}
+	if p = plan(planApp); p.Pending != 0 || p.Workers[0].Decision.From != string(a.id) {
+		t.Errorf("a plan for what runs: %+v", p.Workers[0].Decision)
+	}
+
+	var ce *control.Error
+	if _, err := a.client.PlanApp(ctx, control.PlanRequest{Manifest: "kind: Ap"}); !errors.As(err, &ce) || ce.Code != control.CodeInvalid {
+		t.Errorf("a bad manifest: %v", err)
+	}
+	if _, err := a.client.PlanApp(ctx, control.PlanRequest{Manifest: planApp, Users: []string{"nowhere"}}); !errors.As(err, &ce) || ce.Code != control.CodeNotFound {
+		t.Errorf("users at a node that is not: %v", err)
+	}
+}
+
+func TestEventTimes(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	var times eventTimes
+	var all []eventTime
+	now := time.Unix(1_000_000, 0)
+	if s := times.summary(now); !s.last.IsZero() || s.rate != 0 {
+		t.Errorf("of nothing: %+v", s)
+	}
+	for range 2000 {
+		now = now.Add(time.Duration(r.IntN(300)) * time.Millisecond)
+		e := eventTime{at: now, took: time.Duration(1+r.IntN(1e6)) * time.Microsecond, entry: []mesh.NodeID{"", "a", "b"}[r.IntN(3)]}
+		times.add(e)
+		if all = append(all, e); r.IntN(50) > 0 {
+			continue
+		}
+		var took []time.Duration
+		count := map[mesh.NodeID]int{}
+		oldest := now
+		for _, e := range all[max(0, len(all)-eventsKept):] {
+			if now.Sub(e.at) <= eventsFor {
+				took = append(took, e.took)
+				count[e.entry]++
+				oldest = time.Unix(0, min(oldest.UnixNano(), e.at.UnixNano()))
+			}
+		}
+		slices.Sort(took)
+		span := max(now.Sub(oldest).Seconds(), 1)
+		s := times.summary(now)
+		if s.p50 != took[len(took)/2] || s.p99 != took[len(took)*99/100] || s.last != now {
+			t.Fatalf("after %d events: %+v, want p50 %v, p99 %v", len(all), s, took[len(took)/2], took[len(took)*99/100])
+		}
+		near := func(x, y float64) bool { return x-y < 1e-6 && y-x < 1e-6 }
+		if !near(s.rate, float64(len(took))/span) || !near(s.entries["a"], float64(count["a"])/span) || s.entries[""] != 0 {
+			t.Fatalf("after %d events: rate %v and %v, want %v and %v", len(all), s.rate, s.entries, float64(len(took))/span, count)
+		}
+	}
+}
+
+func TestPathTimes(t *testing.T) {
+	p, now := newPathTimes(), time.Unix(1, 0)
+	if _, _, ok := p.get("a"); ok {
+		t.Error("a path that was never measured")
+	}
+	for i := range 2 * pathSamples {
+		p.add("a", time.Duration(i+1)*time.Millisecond, now.Add(time.Duration(i)))
+	}
+	rtt, at, ok := p.get("a")
+	if want := (placement.RTT{P50: 31 * time.Millisecond, P99: 40 * time.Millisecond}); !ok || rtt != want || at != now.Add(2*pathSamples-1) {
+		t.Errorf("got %v at %v, want %v", rtt, at, want)
+	}
+	p.keep(map[mesh.NodeID]bool{"b": true})
+	if _, _, ok := p.get("a"); ok {
+		t.Error("a path to a node that is gone is kept")
+	}
+}
+
+func TestAppOf(t *testing.T) {
+	for worker, want := range map[string]string{"counter": "counter", "counter-12": "counter", "counter-0": "counter-0", "a-b": "a-b", "a-1-2": "a-1"} {
+		if got := appOf(worker); got != want {
+			t.Errorf("%s: got %s, want %s", worker, got, want)
+		}
+	}
+}
+
+func FuzzPathsHave(f *testing.F) {
+	good := pathsHave{Paths: []pathHave{{To: mesh.NodeID(newID()), P50: time.Millisecond, P99: 2 * time.Millisecond, Age: time.Second}}}
+	b, err := encMode.Marshal(good)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var h pathsHave
+		if decMode.Unmarshal(b, &h) != nil || h.validate() != nil {
+			return
+		}
+		for _, p := range h.Paths {
+			if p.P50 <= 0 || p.P50 > time.Minute || p.Age > time.Hour {
+				t.Errorf("accepted %+v", p)
+			}
+		}
+	})
+}
