@@ -22,9 +22,6 @@ const (
 	maxSplits  = 1024
 )
 
-// lookTwice makes Arm check what an Intake left, for tests.
-var lookTwice = false
-
 // Arm makes the worker wait for pages that are not in. It is called before
 // the worker resumes, and at most once. It fails with ErrUnsupported when the
 // Region has no userfaultfd; the Sink then fills the memory before the worker

@@ -61,6 +61,9 @@ type Intake struct {
 	elsewhere uint64 // pages that Peers have brought
 }
 
+// lookTwice makes Sink.Arm check what an Intake left, for tests.
+var lookTwice = false
+
 // What the Intake knows of a page.
 const (
 	intakeNone = iota
