@@ -222,7 +222,7 @@ func (w want) append(b []byte) []byte {
 	return closeFrame(b, at)
 }
 
-// The kinds of a page within a frame. In Names there are only the first three.
+// The kinds of a page within a frame. In Names there are only the first three and pageSame.
 const (
 	pageZero   = 0  // nothing follows
 	pageRaw    = 1  // a name, and in Pages the bytes

@@ -153,9 +153,8 @@ type Refuse struct {
 	Hint   string `cbor:"3,keyasint,omitempty"`
 }
 
-// A FrozenBody is FROZEN: the worker stands still, and this is the table of its
-// pages. Only where every page
-// travels before COMMIT.
+// A FrozenBody is FROZEN: the worker stands still, and this is the layout of its
+// memory. Only where every page travels before COMMIT.
 type FrozenBody struct {
 	Table []byte `cbor:"1,keyasint"`
 }
