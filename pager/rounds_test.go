@@ -1,0 +1,70 @@
+package pager
+
+import (
+	"io"
+	"testing"
+)
+
+// nowhere takes all that is written and says nothing.
+type nowhere struct{ io.Reader }
+
+func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
+
+// Where writes are found by hashes, a page that is sent between two scans with
+// a content that it has only then does not count as held.
+func TestRoundsWrittenBack(t *testing.T) {
+	const pages = 64
+	r := testRand(t)
+	mem := testMemory(r, pages, 0)
+	was := append([]byte(nil), mem...)
+	tracker, err := NewTracker(TrackerConfig{Region: Region{Data: mem, UFFD: -1}, Size: int64(len(mem)), Hashes: true, Log: testLog(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tracker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	rounds, err := NewRounds(RoundsConfig{
+		Worker: "w", Epoch: 3, Memory: mem, Size: func() int64 { return int64(len(mem)) }, Tracker: tracker, Log: testLog(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := &roundStream{Rounds: rounds, rw: nowhere{}, buf: make([]byte, maxRun*PageSize), choose: newChooser(0, 0), versions: make(versions)}
+	for p := range 5 {
+		mem[p*PageSize]++
+	}
+	st.begin()
+	run, seq, what := st.pick()
+	if what != planPages || run.First != 0 || run.Count < 6 {
+		t.Fatalf("picked %+v, %d", run, what)
+	}
+	if err := st.send(t.Context(), run, seq, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := st.acknowledged(1); err != nil {
+		t.Fatal(err)
+	}
+	copy(mem, was)
+	ahead, err := rounds.Freeze(pages, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ahead.Layout.Stale; len(got) != 1 || got[0] != (Run{0, 5}) {
+		t.Errorf("stale are %v, want the first 5", got)
+	}
+	if held := pages - ahead.unsent; held != int(run.Count)-5 {
+		t.Errorf("%d pages are held of %d sent", held, run.Count)
+	}
+	// What is pushed later has the names of what it is.
+	src := newTestSource(t, mem, func(cfg *SourceConfig) { cfg.Ahead = ahead })
+	table, err := src.Keep(t.Context(), NewStore(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p := range PageNum(pages) {
+		if h, _ := table.Get(p); h != HashPage(src.page(p)) {
+			t.Errorf("page %d has the name of another content", p)
+		}
+	}
+}
