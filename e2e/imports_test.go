@@ -77,8 +77,12 @@ var importRules = []importRule{
 		why: "QUIC and gossip stop at mesh, so that they can be replaced there",
 	},
 	{
-		in: []string{""}, but: []string{"node/runner", "node/wasi"}, not: []string{"github.com/tetratelabs/wazero..."}, tests: true,
+		in: []string{""}, but: []string{"node/runner", "node/wasi", "node/suspend/drive"}, not: []string{"github.com/tetratelabs/wazero..."}, tests: true,
 		why: "the engine runs in the runner's process only; a fault it waits for in the node would be the node's own to serve",
+	},
+	{
+		in: []string{""}, but: []string{"node/runner", "node/suspend/drive"}, not: []string{"meshnode/node/suspend/drive..."}, tests: true,
+		why: "it drives the engine, which runs in the runner's process only",
 	},
 	{
 		in: []string{""}, but: []string{"mesh", "node/handover"}, not: []string{"go.etcd.io/bbolt..."}, tests: true,
@@ -101,7 +105,7 @@ var importRules = []importRule{
 		why: "the only processes are runners and the nodes of a demo",
 	},
 	{
-		in: []string{""}, but: []string{"e2e/netlab"}, not: []string{"testing", "testing/..."}, tests: true,
+		in: []string{""}, but: []string{"e2e/netlab", "node/suspend/drive/drivetest"}, not: []string{"testing", "testing/..."}, tests: true,
 		why: "tests do not end up in the binary",
 	},
 	{
