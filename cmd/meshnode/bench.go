@@ -67,10 +67,15 @@ its memory at the dirty rate by itself, while a client calls it at a steady
 pace through this node.
 
     blackout    how long the worker ran nowhere, as the source saw it
+    expected    what the source took that to become, before pages travelled
     gap         the longest a client waited for a reply beyond its pace
     p99         of the client's calls: before, during the move up to the
                 resume, and in the second after it
     of min      bytes on the wire against those that had to move
+    faults      pages that the worker asked for and waited for
+
+With -o json every run has these and more: what the worker's own timer went
+through, and the reports of the move as it went.
 
 The time a move takes is about memory divided by the link's rate, and for
 stop-and-copy the worker stands still for all of it: begin with few cells.`,
