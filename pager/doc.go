@@ -13,10 +13,12 @@
 //	Lacks ------------------------------->          first bytes of a page
 //	      <--------------------------- Pages        written longest ago first,
 //	Ack   ------------------------------->          then what was written since
+//	      <--------------------------- Stale        written since, and not sent again
 //	      <-------------------------- Frozen        the rest: as on a bulk stream
 //
-// What was acknowledged and not written again is listed in a Layout, which
-// travels while the worker stands still; all else counts as missing. Then, or
+// What became stale last is listed in a Layout, which travels while the worker
+// stands still. The Intake drops it; all that it never had, or has dropped, is
+// missing. Then, or
 // without any rounds, at the origin a Source serves the pages of a frozen
 // worker. At the destination a Sink dials two streams to it: one asks for the
 // pages the worker waits for, the other brings all others unasked. Each
