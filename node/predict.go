@@ -40,11 +40,10 @@ const (
 	wireShare     = 1.02                   // of a page: its name, frames, QUIC
 )
 
-// When rounds end: the rule of pager.Rounds.
+// When rounds end: as pager.Rounds has it, but for what that learns within one.
 const (
 	fewBytes   = 32 * pager.PageSize
-	shrink     = 0.8
-	stallsMost = 2
+	shrink     = 0.5
 	roundsMost = 30
 )
 
@@ -79,16 +78,14 @@ func predictMove(f moveFacts, s handover.Strategy) control.Prediction {
 	blackout := blackoutFixed + time.Duration(blackoutRTTs*float64(f.rtt))
 
 	bytes, rounds := 0.0, 0
-	for stalled := 0; s.Rounds() && left > 0 && rounds < roundsMost && stalled < stallsMost; {
+	for s.Rounds() && left > 0 && rounds < roundsMost {
 		took := send(left)
 		before += took
 		bytes += left
 		next := written(took)
 		rounds++
-		if rounds > 1 && next >= shrink*left {
-			stalled++
-		}
-		if left = next; left <= fewBytes {
+		stalled := rounds > 1 && next >= shrink*left
+		if left = next; stalled || left <= fewBytes {
 			break
 		}
 	}
