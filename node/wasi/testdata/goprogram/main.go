@@ -45,23 +45,23 @@ func run() error {
 	}
 
 	// Files out and in again.
-	if err := os.MkdirAll("/work/deep/down", 0o755); err != nil {
+	if err := os.MkdirAll("/data/deep/down", 0o755); err != nil {
 		return err
 	}
 	sums := map[string][32]byte{}
 	for i := range 20 {
-		name := fmt.Sprintf("/work/deep/f%d", i)
+		name := fmt.Sprintf("/data/deep/f%d", i)
 		data := []byte(strings.Repeat(name, i*i*10))
 		sums[name] = sha256.Sum256(data)
 		if err := os.WriteFile(name, data, 0o644); err != nil {
 			return err
 		}
 	}
-	if err := os.Rename("/work/deep", "/work/moved"); err != nil {
+	if err := os.Rename("/data/deep", "/data/moved"); err != nil {
 		return err
 	}
 	count := 0
-	err := filepath.WalkDir("/work", func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir("/data", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -79,11 +79,11 @@ func run() error {
 		return err
 	}
 	fmt.Println("files", count)
-	if err := os.RemoveAll("/work"); err != nil {
+	if err := os.RemoveAll("/data"); err != nil {
 		return err
 	}
-	if _, err := os.Stat("/work"); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("/work is there still: %v", err)
+	if _, err := os.Stat("/data"); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("/data is there still: %v", err)
 	}
 	f, err := os.OpenFile("/log", os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o644)
 	if err != nil {
