@@ -75,7 +75,7 @@ func (t *pathTimes) add(id mesh.NodeID, rtt time.Duration, now time.Time) {
 		p = &pathTime{}
 		t.of[id] = p
 	}
-	if p.samples = append(p.samples, rtt); len(p.samples) > pathSamples {
+	if p.samples = sinceChange(append(p.samples, rtt)); len(p.samples) > pathSamples {
 		p.samples = slices.Delete(p.samples, 0, 1)
 	}
 	p.at = now
