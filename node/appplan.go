@@ -36,16 +36,9 @@ func (b backend) PlanApp(ctx context.Context, req control.PlanRequest) (control.
 	if err != nil {
 		return control.Plan{}, err
 	}
-	entries := []mesh.NodeID{n.id}
-	if len(req.Users) > 0 {
-		entries = entries[:0]
-		for _, ref := range req.Users {
-			m, err := n.member(ref)
-			if err != nil {
-				return control.Plan{}, err
-			}
-			entries = append(entries, m.ID)
-		}
+	entries, err := n.entries(req.Users)
+	if err != nil {
+		return control.Plan{}, err
 	}
 	v, notes, err := n.view(ctx, entries)
 	if err != nil {
@@ -81,6 +74,23 @@ func (b backend) PlanApp(ctx context.Context, req control.PlanRequest) (control.
 		out.Workers = append(out.Workers, p)
 	}
 	return out, nil
+}
+
+// entries resolves the nodes at which users would enter; without any, it is
+// this one.
+func (n *Node) entries(refs []string) ([]mesh.NodeID, error) {
+	if len(refs) == 0 {
+		return []mesh.NodeID{n.id}, nil
+	}
+	var entries []mesh.NodeID
+	for _, ref := range refs {
+		m, err := n.member(ref)
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, m.ID)
+	}
+	return entries, nil
 }
 
 // planned is a worker of an app as a plan looks at it: one that runs where it
@@ -152,9 +162,12 @@ func (b backend) Explain(ctx context.Context, ref string, req control.ExplainReq
 	if err != nil {
 		return control.Explanation{}, err
 	}
-	app := manifest.New(appOf(w.Name), w.Module.String())
-	// What it was started with is all that is known of it.
-	app.Limits.Memory = manifest.Size(w.MemoryLimit)
+	app, state, pinned, applied := w.place.get()
+	if !applied {
+		// What it was started with is all that is known of it.
+		app = manifest.New(appOf(w.Name), w.Module.String())
+		app.Limits.Memory = manifest.Size(w.MemoryLimit)
+	}
 	if req.Manifest != "" {
 		if app, err = parseManifest(req.File, req.Manifest); err != nil {
 			return control.Explanation{}, err
@@ -178,11 +191,12 @@ func (b backend) Explain(ctx context.Context, ref string, req control.ExplainReq
 	if err != nil {
 		return control.Explanation{}, err
 	}
-	if req.Manifest == "" {
+	if req.Manifest == "" && !applied {
 		notes = append(notes, "no manifest was given: no objective counts, only nearness to users")
 	}
 	out := control.Explanation{Worker: w.Name, App: app.Name, At: v.Now(), Notes: notes, Others: []control.PlacementReport{}}
-	return out, sameShape(v.Explain(app, &pw, placement.State{}), &out)
+	pw.Pinned = pinned
+	return out, sameShape(v.Explain(app, &pw, state), &out)
 }
 
 // sameShape copies what package placement returns into the document that the

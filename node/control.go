@@ -161,7 +161,7 @@ func (b backend) Configure(ctx context.Context, req control.NodeSettings) (contr
 func (n *Node) fromEntry(e entry) control.Worker {
 	return control.Worker{
 		ID: e.ID, Name: e.Name, Module: e.Module, Home: string(e.Home), HomeName: n.nameOf(e.Home),
-		Epoch: e.Epoch, State: e.State, Reason: e.Reason,
+		Epoch: e.Epoch, State: e.State, Reason: e.Reason, App: e.App,
 	}
 }
 
@@ -348,7 +348,7 @@ func (b backend) RunWorker(ctx context.Context, req control.RunRequest, module i
 	if err := s.validate(); err != nil {
 		return control.Worker{}, &control.Error{Code: control.CodeInvalid, Message: err.Error()}
 	}
-	w, err := n.create(ctx, s)
+	w, err := n.create(ctx, s, nil)
 	if err != nil {
 		return control.Worker{}, startError(err)
 	}
@@ -413,6 +413,9 @@ func (b backend) Worker(_ context.Context, ref string) (control.Worker, error) {
 	if !ended(c.State) {
 		c.ResidentShare = b.n.residentShare(w)
 	}
+	w.place.mu.Lock()
+	c.Manifest = string(w.place.text)
+	w.place.mu.Unlock()
 	return c, nil
 }
 
@@ -465,7 +468,7 @@ func (b backend) Migrate(ctx context.Context, ref string, req control.MigrateReq
 	if err != nil {
 		return control.Migration{}, err
 	}
-	return b.n.migrate(ctx, w, to, req, progress)
+	return b.n.relocate(ctx, w, to, req, byOperator, progress)
 }
 
 func (b backend) Pause(ctx context.Context, ref string) (control.Worker, error) {

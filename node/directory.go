@@ -47,6 +47,7 @@ type entry struct {
 	State   string      `cbor:"6,keyasint"`
 	Module  string      `cbor:"7,keyasint,omitempty"` // BLAKE3, hexadecimal
 	Reason  string      `cbor:"8,keyasint,omitempty"`
+	App     string      `cbor:"9,keyasint,omitempty"` // the app it was started for
 }
 
 func (e entry) newer(o entry) bool {
@@ -64,6 +65,8 @@ func (e entry) validate() error {
 		return fmt.Errorf("worker name %.40q", e.Name)
 	case !validID(string(e.Home)):
 		return fmt.Errorf("node id %.40q", e.Home)
+	case e.App != "" && !validName(e.App):
+		return fmt.Errorf("app name %.40q", e.App)
 	case len(e.State) > 16 || len(e.Module) > 64 || len(e.Reason) > 300:
 		return fmt.Errorf("a field of worker %s is too long", e.ID)
 	}

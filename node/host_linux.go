@@ -33,10 +33,10 @@ func memory() (total, free uint64) {
 }
 
 // cpuTimes returns how long the CPUs have been busy and how long they have been
-// there since the machine started, in ticks, all of them together (proc(5),
-// /proc/stat). Zeroes mean that it is not known.
-func cpuTimes() (busy, all uint64) {
-	b, err := os.ReadFile("/proc/stat")
+// there since the machine started, in ticks, all of them together, as stat says,
+// which is as /proc/stat (proc(5)). Zeroes mean that it is not known.
+func cpuTimes(stat string) (busy, all uint64) {
+	b, err := os.ReadFile(stat)
 	if err != nil {
 		return 0, 0
 	}

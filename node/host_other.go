@@ -6,7 +6,7 @@ package node
 func memory() (total, free uint64) { return 0, 0 }
 
 // cpuTimes returns zeroes: this host's load is not known.
-func cpuTimes() (busy, all uint64) { return 0, 0 }
+func cpuTimes(string) (busy, all uint64) { return 0, 0 }
 
 // cpuModel names the CPU; unknown here.
 func cpuModel() string { return "" }

@@ -34,6 +34,8 @@ type image struct {
 	// Lines are what a command worker has written behind its last line end, to
 	// standard output and error.
 	Lines [][]byte `cbor:"9,keyasint,omitempty"`
+	// App is what it carries along of its app and its placement.
+	App appState `cbor:"10,keyasint"`
 }
 
 // encode returns the image as it travels: magic, version, CBOR.

@@ -85,8 +85,9 @@ func logSource(s string) string {
 	return s
 }
 
-// create starts a new worker here.
-func (n *Node) create(ctx context.Context, s spec) (*worker, error) {
+// create starts a new worker here. prepare, which may be nil, is called before
+// anyone hears of it.
+func (n *Node) create(ctx context.Context, s spec, prepare func(*worker)) (*worker, error) {
 	if err := n.reserve(s.MemoryLimit); err != nil {
 		return nil, err
 	}
@@ -107,6 +108,9 @@ func (n *Node) create(ctx context.Context, s spec) (*worker, error) {
 		}
 	}
 	w := n.newWorker(s, 1, r, logs)
+	if prepare != nil {
+		prepare(w)
+	}
 	st, err := r.State(ctx)
 	if err != nil {
 		r.Close()
@@ -303,6 +307,8 @@ type recordMeta struct {
 	// Holders may have pages of the worker, and its module: the nodes where it
 	// was, the last one first. Only in an offer.
 	Holders []mesh.NodeID `cbor:"4,keyasint,omitempty"`
+	// App is what the worker carries along of its app. Only in an offer.
+	App *appState `cbor:"5,keyasint,omitempty"`
 }
 
 func (s spec) meta(state string) []byte { return recordMeta{Spec: s, State: state}.encode() }

@@ -17,6 +17,7 @@ type metrics struct {
 
 	events    prometheus.Histogram
 	moves     *prometheus.CounterVec
+	decisions *prometheus.CounterVec
 	blackout  prometheus.Histogram
 	fault     prometheus.Histogram
 	pageBytes *prometheus.CounterVec
@@ -32,6 +33,9 @@ func newMetrics(n *Node) *metrics {
 		moves: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "meshnode_migrations_total", Help: "Moves that ended here, by direction and result.",
 		}, []string{"direction", "result"}),
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "meshnode_placement_decisions_total", Help: "Decisions on where workers should be, by action and reason.",
+		}, []string{"action", "reason"}),
 		blackout: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "meshnode_blackout_seconds", Help: "Time from freeze to running, of moves away from here.",
 			Buckets: prometheus.ExponentialBuckets(1e-3, 2, 16),
@@ -45,7 +49,7 @@ func newMetrics(n *Node) *metrics {
 		}, []string{"direction"}),
 	}
 	m.registry.MustRegister(
-		m.events, m.moves, m.blackout, m.fault, m.pageBytes,
+		m.events, m.moves, m.decisions, m.blackout, m.fault, m.pageBytes,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&population{node: n},

@@ -13,6 +13,7 @@ import (
 	"meshnode/node/handover"
 	"meshnode/node/runner"
 	"meshnode/pager"
+	"meshnode/placement/manifest"
 )
 
 // maxArrivals bounds the workers that may be arriving at one time.
@@ -44,7 +45,9 @@ type moveIn struct {
 	changed  chan struct{} // closed and replaced when at changes
 	spec     spec
 	holders  []mesh.NodeID // besides from; see recordMeta
-	reserved uint64        // until the worker counts by itself
+	app      *manifest.App // as offered, nil without one; appText is its text
+	appText  []byte
+	reserved uint64 // until the worker counts by itself
 	logs     *logRing
 	runner   *runner.Runner // until the worker has it
 	intake   *pager.Intake  // of pages that come before the freeze
@@ -246,8 +249,20 @@ func (m *moveIn) ready(ctx context.Context) error {
 	if s.ID != m.offer.Worker || s.MemoryLimit != m.offer.MemoryLimit || handover.Hash(s.Module) != m.offer.Module {
 		return &prepareError{handover.CodeProtocol, errors.New("offer: it contradicts itself")}
 	}
+	var app *manifest.App
+	if meta.App != nil {
+		var err error
+		if app, err = meta.App.parse(); err != nil {
+			return &prepareError{handover.CodePolicy, err}
+		}
+	}
 	if m.n.worker(s.ID) != nil {
 		return &prepareError{handover.CodeStale, fmt.Errorf("worker %s runs here already", s.Name)}
+	}
+	if meta.App != nil && meta.App.Auto {
+		if err := m.n.reserveRoom(s.ID, meta.App, s.MemoryLimit); err != nil {
+			return &prepareError{handover.CodeBusy, err}
+		}
 	}
 	if err := m.n.reserve(s.MemoryLimit); err != nil {
 		code := handover.CodeMemory
@@ -258,6 +273,9 @@ func (m *moveIn) ready(ctx context.Context) error {
 	}
 	m.mu.Lock()
 	m.spec, m.reserved = s, s.MemoryLimit
+	if m.app = app; app != nil {
+		m.appText = meta.App.Manifest
+	}
 	m.holders = slices.DeleteFunc(meta.Holders, func(id mesh.NodeID) bool { return id == m.n.id || id == m.from })
 	m.mu.Unlock()
 	// The bulk connection is set up now, so that its handshake does not stand
@@ -413,6 +431,9 @@ func (m *moveIn) continued(a handover.Resume) error {
 	}
 	w.events, w.memory = img.Events, uint64(size)
 	w.holders = append([]mesh.NodeID{m.from}, m.holders[:min(len(m.holders), maxHolders-1)]...)
+	if err := m.carried(w, img.App); err != nil {
+		return err
+	}
 	w.inbox.gate()
 	if err := w.inbox.restore(img.Senders, time.Now()); err != nil {
 		return err
@@ -444,6 +465,7 @@ func (m *moveIn) continued(a handover.Resume) error {
 	m.w, m.runner = w, nil
 	m.mu.Unlock()
 	m.unreserve()
+	m.n.releaseRoom(s.ID, true)
 	if !w.paused {
 		w.timers.run(time.Now())
 	}
@@ -538,6 +560,7 @@ func (m *moveIn) unreserve() {
 func (m *moveIn) finish(r handover.Result) {
 	m.settle.Do(func() { close(m.settled) })
 	m.unreserve()
+	m.n.releaseRoom(m.offer.Worker, false)
 	m.n.mu.Lock()
 	delete(m.n.incoming, m.id)
 	m.n.mu.Unlock()

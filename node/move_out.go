@@ -161,6 +161,9 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 			Hint: "start it without --suspend never",
 		}
 	}
+	if err := w.mayMove(); err != nil {
+		return nil, err
+	}
 	// A worker that has just arrived is moved on once all of its memory is
 	// here: nobody else could serve what is missing.
 	if err := n.settleArrival(ctx, w); err != nil {
@@ -187,6 +190,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 		n: n, w: w, spec: w.spec, id: handover.NewMoveID(), to: to.ID, toName: to.Record.Name,
 		box: newMailbox(n.log), done: make(chan struct{}), kind: strategy, strategy: strategy.String(), started: time.Now(),
 	}
+	carried := w.offered()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -207,7 +211,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 		Offer: handover.Offer{
 			Worker: w.ID, Name: w.Name, Module: handover.Hash(w.Module), ModuleSize: uint64(w.ModuleBytes),
 			MemoryBytes: w.memory, MemoryLimit: w.MemoryLimit, Epoch: w.epoch, Strategy: strategy,
-			Config: recordMeta{Spec: w.spec, Holders: w.holders}.encode(),
+			Config: recordMeta{Spec: w.spec, Holders: w.holders, App: &carried}.encode(),
 		},
 	})
 	if err != nil {
@@ -683,7 +687,7 @@ func (m *moveOut) lose(a handover.Lose) {
 	}
 	m.n.dir.learn(entry{
 		ID: m.spec.ID, Name: m.spec.Name, Home: m.to, Epoch: a.Epoch,
-		State: control.StateLost, Reason: a.Reason, Module: m.spec.Module.String(),
+		State: control.StateLost, Reason: a.Reason, Module: m.spec.Module.String(), App: m.appName(),
 	}, m.n.id)
 	m.n.unlist(m.spec.ID, m.w)
 	if m.w != nil {
@@ -696,7 +700,7 @@ func (m *moveOut) lose(a handover.Lose) {
 func (n *Node) left(m *moveOut, epoch uint64) {
 	n.dir.learn(entry{
 		ID: m.spec.ID, Name: m.spec.Name, Home: m.to, Epoch: epoch,
-		State: control.StateRunning, Module: m.spec.Module.String(),
+		State: control.StateRunning, Module: m.spec.Module.String(), App: m.appName(),
 	}, n.id)
 	n.unlist(m.spec.ID, m.w)
 	if m.w == nil {

@@ -15,6 +15,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,6 +38,7 @@ import (
 	"meshnode/node/handover"
 	"meshnode/node/runner"
 	"meshnode/pager"
+	"meshnode/placement"
 )
 
 // Config says how a node runs. Its zero values take the defaults in brackets.
@@ -61,6 +63,7 @@ type Config struct {
 	Interpreter bool   // run Wasm without compiling it
 	NoPaging    bool   // bring all memory before a worker runs, as where there is no userfaultfd
 
+	CPUStat      string          // where the kernel counts CPU times, for containers with a count of their own [/proc/stat]
 	EventTimeout time.Duration   // the longest an event may take [10 s]
 	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
 	Move         handover.Params // waits of a move
@@ -102,20 +105,27 @@ type Node struct {
 	started time.Time
 	support pager.Support
 
-	lock    *control.Lock
-	mesh    *mesh.Mesh
-	dir     *directory
-	said    *facts
-	rtts    *pathTimes
-	modules modules
-	journal *handover.Journal
-	metrics *metrics
-	server  *control.Server
-	store   *pager.Store
-	bases   *pager.Bases  // page tables of workers that have left
-	budget  *pager.Budget // of what all moves push
-	paths   paths
-	named   atomic.Int32 // streams of pages by name that are served
+	lock *control.Lock
+	mesh *mesh.Mesh
+	dir  *directory
+	said *facts
+	// Of the autopilot: looks asked for, the moves it has under way, drains of
+	// this node, what it has decided; and the apply that is being carried out.
+	look      chan struct{}
+	moveSlots chan struct{}
+	applying  chan struct{}
+	drains    drains
+	events    events
+	rtts      *pathTimes
+	modules   modules
+	journal   *handover.Journal
+	metrics   *metrics
+	server    *control.Server
+	store     *pager.Store
+	bases     *pager.Bases  // page tables of workers that have left
+	budget    *pager.Budget // of what all moves push
+	paths     paths
+	named     atomic.Int32 // streams of pages by name that are served
 	// documents are those of other nodes.
 	documents documents
 	// incarnation tells this run of the node from its earlier ones.
@@ -137,6 +147,12 @@ type Node struct {
 	incoming map[handover.MoveID]*moveIn
 	reserved uint64              // bytes of memory limit promised to workers that are arriving
 	kept     map[pager.Hash]bool // modules of workers whose pages the store may hold
+	// book has what is promised to workers that owners send here by themselves;
+	// booked is the CPU of each of those on their way, in cores here. load is
+	// the use of all cores, 0 to 1, without them.
+	book   *placement.Reservations
+	booked map[string]float64
+	load   float64
 }
 
 // New prepares a node: it founds a mesh if the state directory knows none,
@@ -161,7 +177,8 @@ func New(cfg Config) (n *Node, err error) {
 		cfg.Tier = mesh.Cloud
 	}
 	if cfg.cpuTimes == nil {
-		cfg.cpuTimes = cpuTimes
+		stat := cmp.Or(cfg.CPUStat, "/proc/stat")
+		cfg.cpuTimes = func() (busy, all uint64) { return cpuTimes(stat) }
 	}
 	if cfg.EventTimeout == 0 {
 		cfg.EventTimeout = defaultEventTimeout
@@ -186,6 +203,11 @@ func New(cfg Config) (n *Node, err error) {
 		outgoing:    make(map[handover.MoveID]*moveOut),
 		incoming:    make(map[handover.MoveID]*moveIn),
 		kept:        make(map[pager.Hash]bool),
+		look:        make(chan struct{}, 1),
+		moveSlots:   make(chan struct{}, movesAtOnce),
+		applying:    make(chan struct{}, 1),
+		book:        placement.NewReservations(reserveMost, reserveFor),
+		booked:      make(map[string]float64),
 	}
 	if cfg.NoPaging {
 		n.support.Missing, n.support.Reason = false, "switched off"
@@ -353,6 +375,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { n.keepRecord(ctx); return nil })
 	g.Go(func() error { n.keepHouse(ctx); return nil })
 	g.Go(func() error { n.keepSpeed(ctx); return nil })
+	g.Go(func() error { n.keepPlaced(ctx); return nil })
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)
@@ -432,6 +455,11 @@ func (n *Node) keepRecord(ctx context.Context) {
 		now := time.Now()
 		free := n.memoryFree()
 		load := use.percent(n.cfg.cpuTimes())
+		n.mu.Lock()
+		n.load = float64(load) / 100
+		n.mu.Unlock()
+		// Others are to count those who are on their way.
+		load = uint8(min(100, float64(load)+100*n.bookedLoad()))
 		n.mesh.UpdateRecord(func(r *mesh.Record) {
 			mib := uint32(free >> 20)
 			// Small changes are not worth a round of gossip each.

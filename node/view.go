@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"regexp"
@@ -157,12 +158,15 @@ func (n *Node) view(ctx context.Context, entries []mesh.NodeID) (v *placement.Vi
 		if workers[e.Home] == nil {
 			workers[e.Home] = make(map[string]int)
 		}
-		workers[e.Home][appOf(e.Name)]++
+		workers[e.Home][cmp.Or(e.App, appOf(e.Name))]++
 	}
 	nodes := make([]placement.Node, len(members))
 	for i, m := range members {
 		nodes[i] = n.placementNode(m, now)
 		nodes[i].Workers = workers[m.ID]
+		if m.Self {
+			nodes[i].Draining, _ = n.drains.state()
+		}
 		if _, ok := n.documents.get(m); !ok && !m.Self {
 			notes = append(notes, fmt.Sprintf("the capability document of node %s is missing: it counts as one without labels and interfaces", m.Record.Name))
 		}
@@ -243,7 +247,14 @@ func (w *worker) placementWorker(ctx context.Context, now time.Time) (placement.
 	for _, h := range holes {
 		used -= int64(h.Count) * pager.PageSize
 	}
-	used = max(used, 0)
+	return w.factsOf(max(used, 0), now), nil
+}
+
+// factsInEvent is what is known of a worker that is in a long event: all of its
+// memory counts as used.
+func (w *worker) factsInEvent(now time.Time) placement.Worker { return w.factsOf(w.memoryNow(), now) }
+
+func (w *worker) factsOf(used int64, now time.Time) placement.Worker {
 	observed := placement.Stamp{At: now, From: placement.Observed}
 	s := w.times.summary(now)
 	p := placement.Worker{
@@ -257,5 +268,5 @@ func (w *worker) placementWorker(ctx context.Context, now time.Time) (placement.
 	for id, rate := range s.entries {
 		p.Users = append(p.Users, placement.User{Entry: placement.NodeID(id), Rate: rate, Stamp: observed})
 	}
-	return p, nil
+	return p
 }

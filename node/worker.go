@@ -53,6 +53,7 @@ type worker struct {
 	outbox *outbox
 	logs   *logRing
 	times  eventTimes
+	place  placed
 
 	// Owned by the loop.
 	runner *runner.Runner
@@ -113,6 +114,7 @@ func (n *Node) newWorker(s spec, epoch uint64, r *runner.Runner, logs *logRing) 
 	if r != nil && r.Command() {
 		w.console = new(console)
 	}
+	w.place.init(s)
 	w.ctx, w.cancel = context.WithCancelCause(n.ctx)
 	w.outbox = newOutbox(n, w.remark)
 	return w
@@ -433,7 +435,7 @@ func (w *worker) announce() {
 	}
 	e := entry{
 		ID: w.ID, Name: w.Name, Home: w.node.id, Epoch: w.epoch, State: w.state,
-		Module: w.Module.String(), Reason: w.reason,
+		Module: w.Module.String(), Reason: w.reason, App: w.place.appName(),
 	}
 	w.mu.Unlock()
 	w.node.dir.set(e, time.Now())
@@ -525,7 +527,7 @@ func (w *worker) image(ctx context.Context) (image, error) {
 	return image{
 		Spec: w.spec, State: st, Timers: w.timers.state(),
 		Senders: w.inbox.cursors(), Outbox: w.outbox.state(),
-		Events: events, Paused: w.paused, Lines: w.console.state(),
+		Events: events, Paused: w.paused, Lines: w.console.state(), App: w.place.pack(time.Now()),
 	}, nil
 }
 
@@ -581,6 +583,7 @@ func (w *worker) moving() *moveOut {
 // describe returns what the control API shows of the worker.
 func (w *worker) describe() control.Worker {
 	senders, waiting := w.inbox.depth()
+	_, _, pinned, _ := w.place.get()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	c := control.Worker{
@@ -589,6 +592,7 @@ func (w *worker) describe() control.Worker {
 		State: w.state, Reason: w.reason, MemoryBytes: w.memory, MemoryLimit: w.MemoryLimit,
 		Events: w.events, Senders: senders, Inbox: waiting,
 		Since: w.since, Created: time.Unix(0, w.Created), Suspend: w.Suspend, Command: w.console != nil,
+		App: w.place.appName(), Pinned: pinned,
 	}
 	if m := w.move; m != nil {
 		c.Phase, c.MoveTo = m.phase(), m.toName

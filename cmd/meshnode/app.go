@@ -79,7 +79,7 @@ and its memory follows.
 		c.GroupID = "node"
 		root.AddCommand(c)
 	}
-	for _, c := range []*cobra.Command{a.nodeCommand(), a.tokenCommand(), a.workerCommand(), a.appCommand()} {
+	for _, c := range []*cobra.Command{a.nodeCommand(), a.tokenCommand(), a.workerCommand(), a.appCommand(), a.eventsCommand()} {
 		c.GroupID = "mesh"
 		root.AddCommand(c)
 	}

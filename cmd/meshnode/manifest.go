@@ -35,7 +35,8 @@ it complete and underline as this version of meshnode would.
 
 // appCommand is about what an app needs, as its manifest says it.
 func (a *app) appCommand() *cobra.Command {
-	return a.group("app", "Check an app's manifest, and see where it would run", a.appCheckCommand(), a.appPlanCommand())
+	return a.group("app", "Run apps where their users' latencies are kept", a.appCheckCommand(), a.appPlanCommand(),
+		a.appApplyCommand(), a.appListCommand(), a.appShowCommand(), a.appRemoveCommand())
 }
 
 func (a *app) appCheckCommand() *cobra.Command {

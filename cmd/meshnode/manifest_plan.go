@@ -37,10 +37,7 @@ something would start, move or find no place, or break an objective.`,
 			if err := a.args("FILE, an app's manifest")(cmd, args); err != nil {
 				return err
 			}
-			if !(rate >= 0 && rate <= 1e6) {
-				return usagef("--rate: %v is out of range; it goes from 0 to 1000000", rate)
-			}
-			return nil
+			return checkRate(rate)
 		},
 		ValidArgsFunction: manifestFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -252,7 +249,7 @@ from moving. Nothing is changed.
 			return a.print(&e, func(w io.Writer) { explanationTable(w, e, all) })
 		},
 	})
-	cmd.Flags().StringVar(&file, "manifest", "", "the app's manifest (default: one that asks for nothing)")
+	cmd.Flags().StringVar(&file, "manifest", "", "the app's manifest (default: the one it was started with)")
 	cmd.Flags().BoolVar(&all, "all", false, "show all nodes and figures, not only the first few")
 	_ = cmd.RegisterFlagCompletionFunc("manifest", func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return manifestFiles(cmd, nil, "")

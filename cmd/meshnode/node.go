@@ -85,7 +85,7 @@ func labelText(labels map[string]string) string {
 
 func (a *app) nodeCommand() *cobra.Command {
 	return a.group("node", "See the nodes of the mesh", a.nodeListCommand(), a.nodeShowCommand(),
-		a.nodeCordonCommand(true), a.nodeCordonCommand(false), a.nodeLabelCommand())
+		a.nodeCordonCommand(true), a.nodeCordonCommand(false), a.nodeDrainCommand(), a.nodeLabelCommand())
 }
 
 func (a *app) nodeListCommand() *cobra.Command {

@@ -31,6 +31,7 @@ func (a *app) upCommand() *cobra.Command {
 		name         string
 		tokenFile    string
 		cacheDir     string
+		cpuStat      string
 		pushRate     sizeValue
 		pageCache    = sizeValue{bytes: 512 << 20, max: 1 << 40}
 		interpreter  bool
@@ -78,6 +79,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 				PromiseMoveOut: moveOut.d,
 
 				CacheDir:     cacheDir,
+				CPUStat:      cpuStat,
 				MetricsAddr:  metrics.addr,
 				Interpreter:  interpreter,
 				NoPaging:     noPaging,
@@ -114,6 +116,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.Var(&advertise, "advertise", "an endpoint to tell the others (repeatable) (default: those of the interfaces)")
 	f.StringVar(&name, "name", "", "the node's name (default: the host's)")
 	f.StringVar(&cacheDir, "cache-dir", "", "where compiled modules are kept; nodes of one machine may share it (default: in the state directory)")
+	f.StringVar(&cpuStat, "cpu-stat", "", "the file that counts this node's CPU times, for containers that have their own (default: /proc/stat)")
 	f.Var(&labels, "label", "a label for the capability document (repeatable)")
 	f.StringArrayVar(&interfaces, "interface", nil, "an interface of this host that workers may use, as camera or location (repeatable)")
 	f.StringArrayVar(&accelerators, "accelerator", nil, "an accelerator of this host (repeatable)")
@@ -134,6 +137,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	enumFlag(cmd, &level, "log-level", "", "the least that is logged", []string{"debug", "info", "warn", "error"})
 	enumFlag(cmd, &format, "log-format", "", "how it is logged", []string{"text", "json"})
 	_ = cmd.MarkFlagFilename("token-file")
+	_ = cmd.MarkFlagFilename("cpu-stat")
 	_ = cmd.MarkFlagDirname("cache-dir")
 	return cmd
 }

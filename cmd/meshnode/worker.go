@@ -22,7 +22,7 @@ func (a *app) workerCommand() *cobra.Command {
 	return a.group("worker", "Run workers, talk to them, move them",
 		a.workerRunCommand(), a.workerListCommand(), a.workerShowCommand(), a.workerLogsCommand(),
 		a.workerCallCommand(), a.workerSendCommand(), a.workerAttachCommand(), a.workerMigrateCommand(),
-		a.workerExplainCommand(),
+		a.workerExplainCommand(), a.workerPinCommand(), a.workerUnpinCommand(),
 		a.workerVerbCommand("pause", "Let a worker take no more messages; they wait", (*control.Client).Pause),
 		a.workerVerbCommand("resume", "Let a paused worker go on", (*control.Client).Resume),
 		a.workerVerbCommand("stop", "End a worker; its state is gone", (*control.Client).Stop),
@@ -268,6 +268,10 @@ func workerTable(out io.Writer, w control.Worker) {
 	if a := w.Activity; a != nil {
 		field(out, "writes", shortSize(a.DirtyBytesPerSec)+"/s")
 		field(out, "working set", activityText(*a))
+	}
+	field(out, "app", freeText(w.App))
+	if w.Pinned {
+		field(out, "pinned", "does not move by itself")
 	}
 	field(out, "suspend", freeText(w.Suspend))
 	field(out, "events", w.Events)

@@ -42,6 +42,29 @@ type Backend interface {
 	// manifest is an *Error with CodeInvalid.
 	PlanApp(ctx context.Context, req PlanRequest) (Plan, error)
 
+	// PutModule keeps a module, of at most MaxModuleBytes: reading beyond is an
+	// *Error with CodeTooLarge, to be returned as it is.
+	PutModule(ctx context.Context, module io.Reader) (Module, error)
+	// Apply lets an app run as its manifest says: it starts the workers that are
+	// missing, where they fit best, and gives those that run the manifest. If a
+	// missing worker fits nowhere nothing is done, and the *Error with
+	// CodeConflict says why.
+	Apply(ctx context.Context, req ApplyRequest) (Applied, error)
+	// Apps lists the apps that have workers, App describes one and RemoveApp
+	// stops its workers.
+	Apps(ctx context.Context) ([]App, error)
+	App(ctx context.Context, name string) (App, error)
+	RemoveApp(ctx context.Context, name string) (App, error)
+	// StartWorker starts a worker of an app here.
+	StartWorker(ctx context.Context, req StartRequest) (Worker, error)
+	// Drain closes this node and moves its workers elsewhere. It calls progress
+	// on its own goroutine and never after it has returned.
+	Drain(ctx context.Context, req DrainRequest, progress func(DrainProgress)) (DrainResult, error)
+	// Events calls each with what this node has decided lately, oldest first, and
+	// with follow goes on until the context ends, or the follower is too slow. An
+	// error of each ends it and is returned.
+	Events(ctx context.Context, follow bool, each func(PlacementEvent) error) error
+
 	// Workers lists the workers known in the whole mesh.
 	Workers(ctx context.Context) ([]Worker, error)
 	// RunWorker starts a worker here and returns once it runs or has failed to.
@@ -80,6 +103,13 @@ type Backend interface {
 	Pause(ctx context.Context, ref string) (Worker, error)
 	Resume(ctx context.Context, ref string) (Worker, error)
 	Stop(ctx context.Context, ref string) (Worker, error)
+	// SetApp gives the worker a manifest. What cannot change while it runs is
+	// CodeConflict.
+	SetApp(ctx context.Context, ref string, req AppRequest) (Worker, error)
+	// Pin keeps the worker from moving by itself, also to other nodes it is moved
+	// to, until Unpin.
+	Pin(ctx context.Context, ref string) (Worker, error)
+	Unpin(ctx context.Context, ref string) (Worker, error)
 
 	// Session opens a new sender to a worker anywhere in the mesh; it follows
 	// the worker across moves. Never proxied: it lives where its client is.

@@ -46,11 +46,21 @@
 //	GET  /v1/nodes                       NodeList
 //	GET  /v1/nodes/NODE                  Node
 //	POST /v1/nodes/NODE/ping?count=N     stream of Ping
-//	POST /v1/nodes/NODE/settings       * NodeSettings; Node. Answered by the node itself
+//	POST /v1/nodes/NODE/settings       * NodeSettings; Node
+//	POST /v1/nodes/NODE/start          * StartRequest; Worker: of an app, started there
+//	POST /v1/nodes/NODE/drain          * DrainRequest; stream of DrainProgress
+//	                                     that ends with a DrainResult
+//	GET  /v1/nodes/NODE/events         * stream of PlacementEvent, what the node has
+//	                                     decided; ?follow=true goes on
 //	POST /v1/tokens        TokenRequest  Token
 //	POST /v1/join          JoinRequest   JoinResult
 //	POST /v1/leave                       LeaveResult; the daemon ends
+//	POST /v1/modules       module        Module: kept here for an app
 //	POST /v1/apps/plan     PlanRequest   Plan: where an app's workers would go
+//	GET  /v1/apps                        AppList: those that have workers
+//	POST /v1/apps          ApplyRequest  Applied
+//	GET  /v1/apps/NAME                   App
+//	DELETE /v1/apps/NAME                 App: as it was; its workers end
 //	GET  /v1/workers                     WorkerList: of the whole mesh
 //	POST /v1/workers       module        Worker: started here. The header
 //	                                     Meshnode-Run holds a RunRequest
@@ -62,6 +72,9 @@
 //	POST /v1/workers/WORKER/explain    * ExplainRequest; Explanation
 //	POST /v1/workers/WORKER/plan       * MigrateRequest; MovePlan: what that
 //	                                     would be like
+//	POST /v1/workers/WORKER/app        * AppRequest; Worker: it has another manifest
+//	POST /v1/workers/WORKER/pin        * Worker: it moves no more by itself
+//	POST /v1/workers/WORKER/unpin      * Worker
 //	POST /v1/workers/WORKER/pause      * Worker
 //	POST /v1/workers/WORKER/resume     * Worker
 //	POST /v1/workers/WORKER/stop       * Worker
@@ -70,8 +83,8 @@
 //	POST /v1/workers/WORKER/send         raw payload; 204 once the worker has handled it
 //	POST /v1/workers/WORKER/session      Upgrade: meshnode-session/1
 //
-// The routes with a star are answered by the worker's home. Any node takes
-// them and passes them on, and follows the worker should it move meanwhile.
+// The routes with a star are answered by the worker's home, or by the node that
+// is named. Any node takes them and passes them on, and follows the worker should it move meanwhile.
 //
 // # Sessions
 //

@@ -155,13 +155,13 @@ func (s *Server) Handler() http.Handler {
 	route("GET /v1/nodes", s.getNodes)
 	route("GET /v1/nodes/{ref}", s.getNode)
 	route("POST /v1/nodes/{ref}/ping", s.postPing)
-	route("POST /v1/nodes/{ref}/settings", func(w http.ResponseWriter, r *http.Request) error {
-		return s.atNode(w, r, s.postSettings)
+	s.nodeRoutes(func(pattern string, h func(http.ResponseWriter, *http.Request) error) {
+		route(pattern, func(w http.ResponseWriter, r *http.Request) error { return s.atNode(w, r, h) })
 	})
 	route("POST /v1/tokens", s.postToken)
 	route("POST /v1/join", s.postJoin)
 	route("POST /v1/leave", s.postLeave)
-	route("POST /v1/apps/plan", s.postAppPlan)
+	s.appRoutes(route)
 	route("GET /v1/workers", s.getWorkers)
 	route("POST /v1/workers", s.postWorker)
 	route("POST /v1/workers/{ref}/call", s.postCall)
@@ -175,7 +175,7 @@ func (s *Server) Handler() http.Handler {
 }
 
 // PeerHandler answers other nodes of the mesh: only the routes of single
-// workers, and only for workers at home here, and the settings of this node. A
+// workers, and only for workers at home here, and those of this node itself. A
 // worker whose home is elsewhere is CodeMoved with that home, so that requests
 // cannot run in circles: a peer's request is never passed on.
 func (s *Server) PeerHandler() http.Handler {
@@ -192,16 +192,18 @@ func (s *Server) PeerHandler() http.Handler {
 			return h(w, r)
 		}))
 	})
-	mux.Handle("POST /v1/nodes/{ref}/settings", s.wrap(func(w http.ResponseWriter, r *http.Request) error {
-		loc, err := s.backend.LocateNode(r.Context(), r.PathValue("ref"))
-		if err != nil {
-			return err
-		}
-		if !loc.Local {
-			return Moved(loc.Home)
-		}
-		return s.postSettings(w, r)
-	}))
+	s.nodeRoutes(func(pattern string, h func(http.ResponseWriter, *http.Request) error) {
+		mux.Handle(pattern, s.wrap(func(w http.ResponseWriter, r *http.Request) error {
+			loc, err := s.backend.LocateNode(r.Context(), r.PathValue("ref"))
+			if err != nil {
+				return err
+			}
+			if !loc.Local {
+				return Moved(loc.Home)
+			}
+			return h(w, r)
+		}))
+	})
 	mux.Handle("/", s.wrap(func(w http.ResponseWriter, r *http.Request) error {
 		return &Error{Code: CodeDenied, Message: fmt.Sprintf("%s %s is not open to other nodes", r.Method, r.URL.Path)}
 	}))
@@ -218,6 +220,9 @@ func (s *Server) workerRoutes(route func(string, func(http.ResponseWriter, *http
 	route("POST /v1/workers/{ref}/pause", s.workerVerb(s.backend.Pause))
 	route("POST /v1/workers/{ref}/resume", s.workerVerb(s.backend.Resume))
 	route("POST /v1/workers/{ref}/stop", s.workerVerb(s.backend.Stop))
+	route("POST /v1/workers/{ref}/app", s.postWorkerApp)
+	route("POST /v1/workers/{ref}/pin", s.workerVerb(s.backend.Pin))
+	route("POST /v1/workers/{ref}/unpin", s.workerVerb(s.backend.Unpin))
 }
 
 // wrap turns what a handler returns into an answer. A panic of ours costs one
@@ -409,15 +414,8 @@ func (s *Server) postAppPlan(w http.ResponseWriter, r *http.Request) error {
 	if err := readDocument(w, r, &req); err != nil {
 		return err
 	}
-	switch {
-	case !(req.RatePerSecond >= 0 && req.RatePerSecond <= 1e6):
-		return &Error{Code: CodeInvalid, Message: "ratePerSecond must be from 0 to a million"}
-	case !(req.EventMs >= 0 && req.EventMs <= Millis(time.Hour)):
-		return &Error{Code: CodeInvalid, Message: "eventMs must be from 0 to an hour"}
-	case req.ModuleBytes < 0 || req.ModuleBytes > MaxModuleBytes:
-		return tooLarge("module", req.ModuleBytes, MaxModuleBytes)
-	case len(req.Users) > 64:
-		return &Error{Code: CodeInvalid, Message: fmt.Sprintf("%d nodes at which users enter, at most 64", len(req.Users))}
+	if err := req.check(); err != nil {
+		return err
 	}
 	d, err := s.backend.PlanApp(r.Context(), req)
 	if err != nil {

@@ -341,6 +341,13 @@ type Worker struct {
 	// ResidentShare is how much of its memory is at its home: below 1 while
 	// it drains. Only where one worker is asked for.
 	ResidentShare float64 `json:"residentShare,omitempty"`
+	// App is the app it was started for; empty without one. Pinned workers do not
+	// move by themselves.
+	App    string `json:"app,omitempty"`
+	Pinned bool   `json:"pinned,omitempty"`
+	// Manifest is the app's in the effective form, as this worker goes by it.
+	// Only where one worker is asked for.
+	Manifest string `json:"manifest,omitempty"`
 	// Activity is what it does to its memory: during a move, and where a
 	// sample was asked for.
 	Activity *Activity `json:"activity,omitempty"`

@@ -289,6 +289,148 @@ func (b *Backend) Explain(_ context.Context, ref string, req control.ExplainRequ
 	}, nil
 }
 
+// PutModule implements control.Backend: it keeps nothing.
+func (b *Backend) PutModule(_ context.Context, module io.Reader) (control.Module, error) {
+	n, err := io.Copy(io.Discard, module)
+	return control.Module{Hash: strings.Repeat("ab", 32), Bytes: n}, err
+}
+
+// Apply implements control.Backend: workers start on the first node, and an app
+// called "stuck" fits nowhere.
+func (b *Backend) Apply(_ context.Context, req control.ApplyRequest) (control.Applied, error) {
+	app, err := manifest.Parse(req.File, []byte(req.Manifest))
+	if err != nil {
+		return control.Applied{}, &control.Error{Code: control.CodeInvalid, Message: err.Error()}
+	}
+	if app.Name == "stuck" {
+		return control.Applied{}, &control.Error{Code: control.CodeConflict, Message: "app stuck was not started: no node fits worker stuck"}
+	}
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	first := b.mesh.nodes[0]
+	out := control.AppliedWorker{Worker: app.Name, Action: control.AppliedUnchanged, Node: first.name, Text: "goes by this manifest already"}
+	w, err := b.mesh.findLocked(app.Name)
+	if err != nil {
+		w = b.mesh.addLocked(app.Name, first)
+		out.Action, out.Text = control.AppliedStarted, "started on "+first.name
+	}
+	w.App, w.Manifest, out.ID = app.Name, string(app.Effective()), w.ID
+	return control.Applied{App: app.Name, Workers: []control.AppliedWorker{out}}, nil
+}
+
+// Apps implements control.Backend.
+func (b *Backend) Apps(context.Context) ([]control.App, error) {
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	var out []control.App
+	for _, w := range b.mesh.workers {
+		if w.App != "" {
+			out = append(out, control.App{Name: w.App, Manifest: w.Manifest, Workers: []control.Worker{w.Worker}})
+		}
+	}
+	return out, nil
+}
+
+// App implements control.Backend.
+func (b *Backend) App(ctx context.Context, name string) (control.App, error) {
+	apps, _ := b.Apps(ctx)
+	for _, a := range apps {
+		if a.Name == name {
+			return a, nil
+		}
+	}
+	return control.App{}, control.NotFound("app", name, nil)
+}
+
+// RemoveApp implements control.Backend.
+func (b *Backend) RemoveApp(ctx context.Context, name string) (control.App, error) {
+	a, err := b.App(ctx, name)
+	if err != nil {
+		return a, err
+	}
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	b.mesh.workers = slices.DeleteFunc(b.mesh.workers, func(w *worker) bool { return w.App == name })
+	return a, nil
+}
+
+// StartWorker implements control.Backend.
+func (b *Backend) StartWorker(_ context.Context, req control.StartRequest) (control.Worker, error) {
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	return b.mesh.addLocked(req.Worker, b).Worker, nil
+}
+
+// SetApp implements control.Backend.
+func (b *Backend) SetApp(_ context.Context, ref string, req control.AppRequest) (control.Worker, error) {
+	return b.change(ref, func(w *worker) { w.App, w.Manifest = w.Name, req.Manifest })
+}
+
+// Pin implements control.Backend.
+func (b *Backend) Pin(_ context.Context, ref string) (control.Worker, error) {
+	return b.change(ref, func(w *worker) { w.Pinned = true })
+}
+
+// Unpin implements control.Backend.
+func (b *Backend) Unpin(_ context.Context, ref string) (control.Worker, error) {
+	return b.change(ref, func(w *worker) { w.Pinned = false })
+}
+
+func (b *Backend) change(ref string, f func(*worker)) (control.Worker, error) {
+	w, err := b.home(ref)
+	if err != nil {
+		return control.Worker{}, err
+	}
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	f(w)
+	return w.Worker, nil
+}
+
+// Drain implements control.Backend: workers go to the first other node, but for
+// those that are pinned, for which it does not wait.
+func (b *Backend) Drain(_ context.Context, req control.DrainRequest, progress func(control.DrainProgress)) (control.DrainResult, error) {
+	b.mesh.mu.Lock()
+	defer b.mesh.mu.Unlock()
+	b.cordoned = true
+	r := control.DrainResult{Node: b.name, Outcome: control.DrainDone, Left: []control.DrainLeft{}}
+	for _, w := range b.mesh.workers {
+		if w.Home != b.id {
+			continue
+		}
+		r.Workers++
+		if w.Pinned && !req.Force {
+			r.Outcome = control.DrainDeadline
+			r.Left = append(r.Left, control.DrainLeft{Worker: w.Name, State: w.State, Reason: "it is pinned", Hint: "unpin it"})
+			continue
+		}
+		r.Moved++
+		for _, n := range b.mesh.nodes {
+			if n != b {
+				w.Home, w.HomeName = n.id, n.name
+				b.mesh.changedLocked(w)
+				break
+			}
+		}
+		progress(control.DrainProgress{Node: b.name, Workers: r.Workers, Left: []control.DrainLeft{{Worker: w.Name, State: control.StateMoving, To: w.HomeName}}})
+	}
+	return r, nil
+}
+
+// Events implements control.Backend: there is one of each node, and following
+// brings no more.
+func (b *Backend) Events(ctx context.Context, follow bool, each func(control.PlacementEvent) error) error {
+	err := each(control.PlacementEvent{
+		Seq: 1, At: b.started, Node: b.name, Kind: control.EventMove, Worker: "counter", Reason: "better", Text: "another place is better",
+		From: b.name, To: "elsewhere", Outcome: control.OutcomeDone, Strategy: "hybrid",
+		Predicted: &control.MoveFigures{BlackoutMs: 12, TotalMs: 300}, Measured: &control.MoveFigures{BlackoutMs: 13, TotalMs: 280},
+	})
+	if err == nil && follow {
+		<-ctx.Done()
+	}
+	return err
+}
+
 // Ping implements control.Backend, without the second in between.
 func (b *Backend) Ping(ctx context.Context, ref string, count int, each func(control.Ping) error) error {
 	n, err := b.mesh.node(ref)
