@@ -303,10 +303,19 @@ func (n *Node) errCordoned() error {
 	}
 }
 
+// memory is what there is for workers here, in all and to spare, in bytes.
+func (n *Node) memory() (total, free uint64) {
+	total, free = memory()
+	if most := n.cfg.WorkerMemory; most > 0 {
+		total, free = min(total, most), min(free, most)
+	}
+	return total, free
+}
+
 // memoryFree is what new workers may claim here, in bytes: what the machine has
 // to spare, but not what running workers have been promised and do not use yet.
 func (n *Node) memoryFree() uint64 {
-	total, free := memory()
+	total, free := n.memory()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	claimed := n.reserved

@@ -143,7 +143,7 @@ func (n *Node) reserve(bytes uint64) error {
 	if n.said.cordoned() {
 		return n.errCordoned()
 	}
-	total, _ := memory()
+	total, _ := n.memory()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if len(n.workers)+len(n.incoming) >= maxWorkers {

@@ -67,6 +67,7 @@ type Config struct {
 	EventTimeout time.Duration   // the longest an event may take [10 s]
 	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
 	Move         handover.Params // waits of a move
+	WorkerMemory uint64          // bytes that the limits of all workers here may add up to [the machine's memory]
 	PushRate     int64           // bytes a second that all moves together may push; 0 is no limit
 	PageCache    int64           // bytes on disk for pages of workers that were here [512 MiB]; below 0 none
 

@@ -32,6 +32,7 @@ func (a *app) upCommand() *cobra.Command {
 		tokenFile    string
 		cacheDir     string
 		cpuStat      string
+		workerMemory = sizeValue{min: 1 << 20, max: 1 << 50}
 		pushRate     sizeValue
 		pageCache    = sizeValue{bytes: 512 << 20, max: 1 << 40}
 		interpreter  bool
@@ -80,6 +81,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 
 				CacheDir:     cacheDir,
 				CPUStat:      cpuStat,
+				WorkerMemory: workerMemory.bytes,
 				MetricsAddr:  metrics.addr,
 				Interpreter:  interpreter,
 				NoPaging:     noPaging,
@@ -117,6 +119,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.StringVar(&name, "name", "", "the node's name (default: the host's)")
 	f.StringVar(&cacheDir, "cache-dir", "", "where compiled modules are kept; nodes of one machine may share it (default: in the state directory)")
 	f.StringVar(&cpuStat, "cpu-stat", "", "the file that counts this node's CPU times, for containers that have their own (default: /proc/stat)")
+	f.Var(&workerMemory, "worker-memory", "the most that the memory limits of all workers here may add up to, as 8GiB (default: the machine's memory)")
 	f.Var(&labels, "label", "a label for the capability document (repeatable)")
 	f.StringArrayVar(&interfaces, "interface", nil, "an interface of this host that workers may use, as camera or location (repeatable)")
 	f.StringArrayVar(&accelerators, "accelerator", nil, "an accelerator of this host (repeatable)")
