@@ -42,7 +42,8 @@ import (
 // a reason to leave then, with or without a manifest.
 //
 // A worker whose owner dies is lost, as its memory is. Nobody starts it anew: a
-// node cannot tell a dead owner from one that is cut off and still runs it.
+// node cannot tell a dead owner from one that is cut off and still runs it. What
+// a node does that is cut off itself is in disconnect.go.
 
 const (
 	// lookInterval is how often a node asks itself which workers are due, and
@@ -82,7 +83,11 @@ func (s situation) equal(o situation) bool {
 func (n *Node) keepPlaced(ctx context.Context) {
 	t := time.NewTicker(lookInterval)
 	defer t.Stop()
+	var alone time.Time
 	for {
+		now := time.Now()
+		alone = n.aloneSince(alone, now)
+		n.watchDisconnect(ctx, alone, now)
 		if err := n.lookAfter(ctx); err != nil && ctx.Err() == nil {
 			n.log.Warn("no look at where workers should be", "error", err)
 		}

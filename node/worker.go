@@ -93,6 +93,8 @@ type worker struct {
 	// gated is set until this node's ownership is on disk: until then nothing
 	// that the worker says leaves the node.
 	gated bool
+	// cut says whether it stands still because its node is cut off.
+	cut cut
 	// draining is set while pages are still to come. An event may then wait
 	// for the network for as long as the drain is allowed to take.
 	draining bool
@@ -177,7 +179,7 @@ func (w *worker) loop(ctx context.Context) {
 			// Frozen, what it wrote is in its image.
 			bell, attention = w.runner.Bell(), w.attention
 		}
-		if !w.frozen && !w.paused && (w.console == nil || !w.console.full) {
+		if !w.halted() && (w.console == nil || !w.console.full) {
 			now := time.Now()
 			full, until := w.outbox.full(now)
 			w.noSends = full
@@ -453,6 +455,11 @@ func (w *worker) epochNow() uint64 {
 // An error means that the runner is gone, which the loop sees for itself.
 func (w *worker) halt(ctx context.Context, why *bool) error {
 	*why = true
+	return w.stand(ctx)
+}
+
+// stand makes the worker stand still.
+func (w *worker) stand(ctx context.Context) error {
 	w.timers.halt(time.Now())
 	if w.console == nil {
 		return nil
@@ -463,14 +470,23 @@ func (w *worker) halt(ctx context.Context, why *bool) error {
 // goOn lets a command's program run unless it must not. If its runner is gone
 // the loop sees it.
 func (w *worker) goOn() {
-	if w.console != nil && !w.frozen && !w.paused {
+	if w.console != nil && !w.halted() {
 		_ = w.runner.Run(context.WithoutCancel(w.ctx))
 	}
 }
 
 func (w *worker) run(why *bool) {
 	*why = false
-	if !w.frozen && !w.paused {
+	w.runAgain()
+}
+
+// halted says whether there is a reason for the worker to stand still. It is
+// called on the loop.
+func (w *worker) halted() bool { return w.frozen || w.paused || w.isCut() }
+
+// runAgain lets it go on unless there is.
+func (w *worker) runAgain() {
+	if !w.halted() {
 		w.timers.run(time.Now())
 		w.inbox.wake()
 		w.goOn()
@@ -538,6 +554,7 @@ func (w *worker) pause(ctx context.Context) error {
 
 func (w *worker) resume(ctx context.Context) error {
 	return w.command(ctx, func() error {
+		w.resumeCut()
 		w.run(&w.paused)
 		return nil
 	})
@@ -569,6 +586,8 @@ func (w *worker) shown() {
 		w.setState(control.StateDraining, "")
 	case w.paused:
 		w.setState(control.StatePaused, "")
+	case w.isCut():
+		w.setState(control.StatePaused, "its node has lost all others, and onDisconnect of its app is not run")
 	default:
 		w.setState(control.StateRunning, "")
 	}
