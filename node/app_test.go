@@ -59,7 +59,7 @@ func waitAt(t *testing.T, n *testNode, worker string) {
 func (n *testNode) eventsOf(t *testing.T, kind string) (out []control.PlacementEvent) {
 	t.Helper()
 	err := n.client.Events(t.Context(), n.name(), false, func(e control.PlacementEvent) error {
-		if e.Kind == kind {
+		if e.Event == kind {
 			out = append(out, e)
 		}
 		return nil

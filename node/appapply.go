@@ -256,7 +256,7 @@ func (n *Node) startBest(ctx context.Context, s start, req control.StartRequest)
 		node := n.nameOf(mesh.NodeID(id))
 		w, err := n.startAt(ctx, mesh.NodeID(id), req)
 		e := control.PlacementEvent{
-			Node: n.name(), Kind: control.EventStart, Worker: s.name, WorkerID: w.ID, App: appOfManifest(req.Manifest), To: node,
+			Node: n.name(), Event: control.EventStart, Worker: s.name, WorkerID: w.ID, App: appOfManifest(req.Manifest), To: node,
 			Reason: placement.Start.String(), Text: "the app was applied, and this is the best node for it", Outcome: control.OutcomeDone,
 		}
 		if i > 0 {
@@ -581,7 +581,7 @@ func (b backend) RemoveApp(ctx context.Context, name string) (control.App, error
 			continue
 		}
 		e := control.PlacementEvent{
-			Node: b.n.name(), Kind: control.EventRemove, Worker: w.Name, WorkerID: w.ID, App: name, Reason: "operator",
+			Node: b.n.name(), Event: control.EventRemove, Worker: w.Name, WorkerID: w.ID, App: name, Reason: "operator",
 			Text: "its app was removed", From: w.HomeName, Outcome: control.OutcomeDone,
 		}
 		b.n.events.add(e)

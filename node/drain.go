@@ -72,8 +72,8 @@ func (b backend) Drain(ctx context.Context, req control.DrainRequest, progress f
 	begun := time.Now()
 	begin := n.staying()
 	n.log.Info("node drains", "workers", len(begin), "deadline", deadline)
-	n.events.add(control.PlacementEvent{Node: n.name(), Kind: control.EventDrain, Reason: "operator", From: n.name(),
-		Text: fmt.Sprintf("drains: %d workers are to leave within %v", len(begin), deadline), Outcome: "begun"})
+	n.events.add(control.PlacementEvent{Node: n.name(), Event: control.EventDrain, Reason: "operator", From: n.name(),
+		Text: fmt.Sprintf("drains: %d to leave within %v", len(begin), deadline), Outcome: "begun"})
 	n.wakeAll()
 
 	over := time.NewTimer(deadline)
@@ -111,8 +111,8 @@ func (b backend) Drain(ctx context.Context, req control.DrainRequest, progress f
 	}
 	result.Moved = max(0, len(begin)-len(result.Left))
 	result.ElapsedMs = control.Millis(time.Since(begun))
-	n.events.add(control.PlacementEvent{Node: n.name(), Kind: control.EventDrain, Reason: "operator", From: n.name(),
-		Text: fmt.Sprintf("drained: %d workers have left, %d are still here", result.Moved, len(result.Left)), Outcome: result.Outcome})
+	n.events.add(control.PlacementEvent{Node: n.name(), Event: control.EventDrain, Reason: "operator", From: n.name(),
+		Text: fmt.Sprintf("drain ended: %d have left, %d are still here", result.Moved, len(result.Left)), Outcome: result.Outcome})
 	n.log.Info("drain ended", "outcome", result.Outcome, "moved", result.Moved, "left", len(result.Left))
 	return result, nil
 }

@@ -86,7 +86,7 @@ func (e *events) each(ctx context.Context, follow bool, f func(control.Placement
 // event begins an event about a worker.
 func (n *Node) event(w *worker, kind, code, text string) control.PlacementEvent {
 	return control.PlacementEvent{
-		At: time.Now(), Node: n.name(), Kind: kind, Worker: w.Name, WorkerID: w.ID, App: w.place.appName(), Reason: code, Text: text,
+		At: time.Now(), Node: n.name(), Event: kind, Worker: w.Name, WorkerID: w.ID, App: w.place.appName(), Reason: code, Text: text,
 	}
 }
 

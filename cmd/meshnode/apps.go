@@ -72,7 +72,7 @@ cannot change. Workers beyond the number in the manifest are left alone.`,
 				return err
 			}
 			err = a.print(&d, func(w io.Writer) {
-				row(w, "WORKER", "ACTION", "NODE", "")
+				row(w, "WORKER", "ACTION", "NODE", " ")
 				for _, k := range d.Workers {
 					row(w, freeText(k.Worker), k.Action, freeText(k.Node), freeText(k.Text))
 				}
@@ -171,7 +171,7 @@ func (a *app) appShowCommand() *cobra.Command {
 }
 
 func appWorkerRows(w io.Writer, p control.App) {
-	row(w, "WORKER", "NODE", "STATE", "FOR", "EPOCH", "MEMORY", "EVENTS", "")
+	row(w, "WORKER", "NODE", "STATE", "FOR", "EPOCH", "MEMORY", "EVENTS", " ")
 	for _, k := range p.Workers {
 		pin := " "
 		if k.Pinned {

@@ -139,7 +139,7 @@ func (a *app) printEvent(e *control.PlacementEvent) error {
 
 // eventText is an event on one line.
 func eventText(e *control.PlacementEvent) string {
-	s := fmt.Sprintf("%s %s %-6s", e.At.Local().Format("15:04:05.000"), freeText(e.Node), freeText(e.Kind))
+	s := fmt.Sprintf("%s %s %s", e.At.Local().Format("15:04:05.000"), freeText(e.Node), freeText(e.Event))
 	if e.Worker != "" {
 		s += " " + freeText(e.Worker)
 	}

@@ -153,10 +153,10 @@ const (
 // of it. Nodes keep the last thousand or so, in memory only.
 type PlacementEvent struct {
 	Meta
-	Seq  uint64    `json:"seq"` // of this node, from 1
-	At   time.Time `json:"at"`
-	Node string    `json:"node"` // that decided
-	Kind string    `json:"kind"`
+	Seq   uint64    `json:"seq"` // of this node, from 1
+	At    time.Time `json:"at"`
+	Node  string    `json:"node"`  // that decided
+	Event string    `json:"event"` // one of the kinds above
 	// Worker, WorkerID and App are empty where the event is about a node.
 	Worker   string `json:"worker,omitempty"`
 	WorkerID string `json:"workerId,omitempty"`

@@ -421,7 +421,7 @@ func (b *Backend) Drain(_ context.Context, req control.DrainRequest, progress fu
 // brings no more.
 func (b *Backend) Events(ctx context.Context, follow bool, each func(control.PlacementEvent) error) error {
 	err := each(control.PlacementEvent{
-		Seq: 1, At: b.started, Node: b.name, Kind: control.EventMove, Worker: "counter", Reason: "better", Text: "another place is better",
+		Seq: 1, At: b.started, Node: b.name, Event: control.EventMove, Worker: "counter", Reason: "better", Text: "another place is better",
 		From: b.name, To: "elsewhere", Outcome: control.OutcomeDone, Strategy: "hybrid",
 		Predicted: &control.MoveFigures{BlackoutMs: 12, TotalMs: 300}, Measured: &control.MoveFigures{BlackoutMs: 13, TotalMs: 280},
 	})
