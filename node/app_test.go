@@ -3,11 +3,14 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"meshnode/mesh"
 	"meshnode/node/control"
 	"meshnode/placement"
 )
@@ -26,7 +29,12 @@ placement: {require: {labels: [{key: zone, in: [` + zone + `]}]}}
 
 func (n *testNode) apply(t *testing.T, text string) (control.Applied, error) {
 	t.Helper()
-	f, err := os.Open(app(t, "counter"))
+	return n.applyModule(t, text, "counter")
+}
+
+func (n *testNode) applyModule(t *testing.T, text, module string) (control.Applied, error) {
+	t.Helper()
+	f, err := os.Open(app(t, module))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,5 +251,61 @@ func TestDrain(t *testing.T) {
 	d, err = b.client.Drain(ctx, a.name(), control.DrainRequest{DeadlineMs: 0.001}, nil)
 	if err != nil || d.Outcome != control.DrainDeadline || len(d.Left) == 0 {
 		t.Errorf("a short drain: %+v, %v", d, err)
+	}
+}
+
+// TestLoad lets a node's machine become busy: a worker whose events then take
+// longer than its objective goes where they do not.
+func TestLoad(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	ctx := t.Context()
+	for _, n := range nodes {
+		waitFor(t, "speeds", func() bool {
+			return !slices.ContainsFunc(n.mesh.Members(), func(m mesh.Member) bool { return m.Record.Speed == 0 })
+		})
+	}
+	manifest := func(limit time.Duration) string {
+		return fmt.Sprintf(`apiVersion: meshnode/v1alpha1
+kind: App
+name: kv
+module: {path: kvstore.wasm}
+limits: {memory: 64MiB}
+objectives: {event: {max: %dus, quantile: p50, window: 10s}}
+migration: {holdFor: 0s, minDwell: 0s}
+placement: {prefer: [{nodes: [%s], weight: 0.1}]}
+`, limit.Microseconds(), a.name())
+	}
+	if d, err := a.applyModule(t, manifest(time.Hour), "kvstore"); err != nil || d.Workers[0].Node != a.name() {
+		t.Fatalf("applied: %+v, %v", d, err)
+	}
+	a.call(t, "kv", "init 1MiB")
+	a.call(t, "kv", "fill")
+	for range 20 {
+		a.call(t, "kv", "digest")
+	}
+	w, err := a.client.Worker(ctx, "kv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Four times what an event takes here is far less than it takes here when
+	// the machine has next to no time for it, and far more than there.
+	limit := 4 * a.worker(w.ID).times.summary(time.Now()).p50
+	if _, err := a.applyModule(t, manifest(limit), "kvstore"); err != nil {
+		t.Fatal(err)
+	}
+	a.load.Store(98)
+	pace := time.NewTicker(100 * time.Millisecond)
+	defer pace.Stop()
+	waitFor(t, "the worker to leave", func() bool {
+		<-pace.C // it must not be busy itself
+		a.call(t, "kv", "digest")
+		w, err := a.client.Worker(ctx, "kv")
+		return err == nil && w.Home == string(b.id)
+	})
+	var moves []control.PlacementEvent
+	waitFor(t, "the move's event", func() bool { moves = a.eventsOf(t, control.EventMove); return len(moves) > 0 })
+	if e := moves[0]; e.Reason != "better" || e.Outcome != control.OutcomeDone {
+		t.Errorf("the move: %+v", e)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,6 +85,7 @@ type testNode struct {
 	client *control.Client
 	cancel context.CancelFunc
 	ended  chan error
+	load   *atomic.Int64 // what the node takes for the use of its machine, in percent
 }
 
 // startNodes runs a mesh of that many nodes on the loopback interface and
@@ -116,8 +118,13 @@ func startNode(t testing.TB, dir, name string, others []*testNode) *testNode {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})).With("node", name)
+	load := new(atomic.Int64)
+	var busy, all uint64
 	cfg := Config{
-		cpuTimes: func() (uint64, uint64) { return 0, 0 },
+		cpuTimes: func() (uint64, uint64) {
+			busy, all = busy+uint64(load.Load()), all+100
+			return busy, all
+		},
 		StateDir: dir, CacheDir: cacheDir,
 		Listen: "127.0.0.1:0", Name: name, Tier: mesh.Edge, DrainTimeout: 5 * time.Second, Log: log,
 	}
@@ -139,7 +146,7 @@ func startNode(t testing.TB, dir, name string, others []*testNode) *testNode {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	tn := &testNode{Node: n, cancel: cancel, ended: make(chan error, 1), client: control.NewClient(n.cfg.Socket)}
+	tn := &testNode{Node: n, cancel: cancel, ended: make(chan error, 1), client: control.NewClient(n.cfg.Socket), load: load}
 	go func() { tn.ended <- n.Run(ctx) }()
 	t.Cleanup(func() { tn.stop(t) })
 	waitFor(t, "the control socket", func() bool {
