@@ -309,3 +309,22 @@ placement: {prefer: [{nodes: [%s], weight: 0.1}]}
 		t.Errorf("the move: %+v", e)
 	}
 }
+
+func TestTryNext(t *testing.T) {
+	for _, r := range []struct {
+		err  error
+		want bool
+	}{
+		{fmt.Errorf("%w: no route", errNotAsked), true},
+		{&control.Error{Code: control.CodeConflict, Message: "no room"}, true},
+		{&control.Error{Code: control.CodeFailed, Message: "no such file"}, true},
+		{&control.Error{Code: control.CodeInvalid, Message: "a module that cannot run"}, false},
+		{&control.Error{Code: control.CodeUnreachable, Message: "it went away"}, false}, // it may run there
+		{&control.Error{Code: control.CodeTimeout, Message: "no answer"}, false},
+		{context.DeadlineExceeded, false},
+	} {
+		if got := tryNext(r.err); got != r.want {
+			t.Errorf("%v: got %v, want %v", r.err, got, r.want)
+		}
+	}
+}

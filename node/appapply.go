@@ -66,6 +66,9 @@ func (b backend) Apply(ctx context.Context, req control.ApplyRequest) (control.A
 		return control.Applied{}, context.Cause(ctx)
 	}
 	out := control.Applied{App: app.Name, Workers: []control.AppliedWorker{}}
+	if req.Replace {
+		n.writeOff(app)
+	}
 	missing, there, err := n.appWorkers(app)
 	if err != nil {
 		return out, err
@@ -184,12 +187,25 @@ func (n *Node) appWorkers(app *manifest.App) (missing []string, there []entry, e
 	return missing, there, nil
 }
 
+// writeOff lists an app's workers as lost whose nodes are gone. Only an operator
+// can say that: see the story in autopilot.go.
+func (n *Node) writeOff(app *manifest.App) {
+	for _, e := range n.dir.list() {
+		m, known := n.mesh.Member(e.Home)
+		if e.App != app.Name || ended(e.State) || known && (m.State == mesh.Alive || m.State == mesh.Suspect) {
+			continue
+		}
+		e.State, e.Reason = control.StateLost, fmt.Sprintf("node %s is gone, and an operator had the worker started anew", n.nameOf(e.Home))
+		n.dir.set(e, time.Now())
+		n.log.Warn("worker written off", "worker", e.ID, "name", e.Name, "node", e.Home)
+	}
+}
+
 // A start is a worker that is to be started, and where: the best node first.
 type start struct {
 	name     string
 	nodes    []placement.NodeID
 	degraded bool
-	text     string
 }
 
 // placeNew decides where new workers start: all of them before any is started,
@@ -266,8 +282,8 @@ func (n *Node) startBest(ctx context.Context, s start, req control.StartRequest)
 			e.Outcome, e.Error = control.OutcomeFailed, err.Error()
 			n.events.add(e)
 			out.Text = fmt.Sprintf("node %s did not start it: %v", node, err)
-			if errors.Is(err, &control.Error{Code: control.CodeInvalid}) || ctx.Err() != nil {
-				break // the module is at fault: no other node would start it either
+			if !tryNext(err) {
+				break
 			}
 			continue
 		}
@@ -280,6 +296,28 @@ func (n *Node) startBest(ctx context.Context, s start, req control.StartRequest)
 		break
 	}
 	return out
+}
+
+// errNotAsked means that a node was not asked: it does not answer.
+var errNotAsked = errors.New("it does not answer")
+
+// tryNext says whether a worker that a node did not start may be started by
+// another. If the node may have started it after all there would be two.
+func tryNext(err error) bool {
+	var e *control.Error
+	if errors.Is(err, errNotAsked) {
+		return true
+	}
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Code {
+	case control.CodeUnreachable, control.CodeTimeout:
+		return false // the answer did not come
+	case control.CodeInvalid:
+		return false // the module is at fault: no other node would start it either
+	}
+	return true
 }
 
 // appOfManifest is the name in a manifest that has been parsed before.
@@ -295,6 +333,12 @@ func appOfManifest(text string) string {
 func (n *Node) startAt(ctx context.Context, id mesh.NodeID, req control.StartRequest) (control.Worker, error) {
 	if id == n.id {
 		return backend{n}.StartWorker(ctx, req)
+	}
+	short, cancel := context.WithTimeout(ctx, pingTimeout)
+	_, err := n.mesh.Ping(short, id)
+	cancel()
+	if err != nil {
+		return control.Worker{}, fmt.Errorf("%w: %w", errNotAsked, err)
 	}
 	w, err := control.NewPeerClient(backend{n}.Peer(string(id))).StartWorker(ctx, string(id), req)
 	if err != nil {
@@ -387,6 +431,9 @@ func (n *Node) giveManifest(ctx context.Context, e entry, app *manifest.App, tex
 	}
 	if e.Module != module.String() {
 		return fail(fmt.Errorf("it runs another module (%.12s), which cannot change while it runs; `meshnode app rm %s` ends it, and its state is gone", e.Module, app.Name))
+	}
+	if m, ok := n.mesh.Member(e.Home); !ok || m.State == mesh.Dead || m.State == mesh.Left {
+		return fail(fmt.Errorf("its node is gone; if it will not come back, `meshnode app apply --replace` starts it anew, without its state"))
 	}
 	c := n.self()
 	defer c.Close()

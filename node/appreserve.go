@@ -22,7 +22,7 @@ const (
 	fullLoad = 0.9
 )
 
-// reserveFor claims room for a worker that is about to come by an owner's own
+// reserveRoom claims room for a worker that is about to come by an owner's own
 // decision. Owners decide from facts that are seconds old: without this, all
 // that leave one node at the same time would arrive at the same other one.
 func (n *Node) reserveRoom(id string, a *appState, memory uint64) error {
@@ -32,11 +32,14 @@ func (n *Node) reserveRoom(id string, a *appState, memory uint64) error {
 		need.CPU *= float64(a.Speed) / float64(speed)
 	}
 	free := n.memoryFree()
+	if total, _ := n.memory(); total == 0 {
+		free = math.MaxInt64 // not known: no reason to refuse
+	}
 	cores := float64(goruntime.NumCPU())
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	err := n.book.Reserve(time.Now(), placement.WorkerID(id), need, placement.Need{
-		Memory: int64(min(free+n.reserved, math.MaxInt64)), CPU: max(0, fullLoad*cores-n.load*cores),
+		Memory: int64(min(free, math.MaxInt64-n.reserved) + n.reserved), CPU: max(0, fullLoad*cores-n.load*cores),
 	})
 	if err == nil {
 		n.booked[id] = need.CPU

@@ -12,6 +12,7 @@
 //	worker      the loop that hands events to the runner
 //	moveOut     a worker leaves: the source of a hand-over
 //	moveIn      a worker arrives: the destination
+//	autopilot   decides where the workers here should be, and moves them
 package node
 
 import (

@@ -18,6 +18,7 @@ func (a *app) appApplyCommand() *cobra.Command {
 		users     []string
 		rate      = 10.0
 		eventTime = durationValue{}
+		replace   bool
 		timeout   = durationValue{d: 2 * applyTimeout}
 	)
 	cmd := a.outputFlag(&cobra.Command{
@@ -35,7 +36,8 @@ app is one of the app's name, or, of several, the name and a number: physics-1.
 
 Where no node fits a worker that is missing nothing is done, and the reasons are
 given. Module, arguments, environment and memory limit of a running worker
-cannot change. Workers beyond the number in the manifest are left alone.`,
+cannot change. Workers beyond the number in the manifest are left alone, and so
+are those whose node is gone, unless --replace says that it will not come back.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := a.args("FILE, an app's manifest")(cmd, args); err != nil {
 				return err
@@ -55,6 +57,7 @@ cannot change. Workers beyond the number in the manifest are left alone.`,
 			req := control.ApplyRequest{PlanRequest: control.PlanRequest{
 				File: args[0], Manifest: string(text), Users: users, RatePerSecond: rate, EventMs: control.Millis(eventTime.d),
 			}}
+			req.Replace = replace
 			if m.Module.Path != "" {
 				file, err := a.openModule(modulePath(args[0], m))
 				if err != nil {
@@ -90,6 +93,7 @@ cannot change. Workers beyond the number in the manifest are left alone.`,
 	f.StringArrayVar(&users, "users", nil, "a node at which users of new workers will enter (repeatable) (default: this one)")
 	f.Float64Var(&rate, "rate", rate, "how many events a second they will send to each new worker")
 	f.Var(&eventTime, "event-time", "how long the handler takes for one on this node (default: not known)")
+	f.BoolVar(&replace, "replace", false, "start workers anew whose node is gone for good: if it still runs them, cut off, there will be two")
 	f.Var(&timeout, "timeout", "how long to wait until the workers run")
 	_ = cmd.RegisterFlagCompletionFunc("users", a.completeNodeFlag)
 	return cmd

@@ -17,6 +17,9 @@ type ApplyRequest struct {
 	// Module is the hash of the module, which the node that answers has; empty
 	// where the manifest names a hash.
 	Module string `json:"module,omitempty"`
+	// Replace starts workers anew whose node is gone. Should that node still run
+	// them, cut off from the rest, there will be two of each.
+	Replace bool `json:"replace,omitempty"`
 }
 
 // Applied says what applying a manifest came to.

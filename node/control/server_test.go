@@ -279,6 +279,13 @@ func TestPeerHandler(t *testing.T) {
 		{"POST", "/v1/leave", 403},
 		{"POST", "/v1/workers/counter/session", 403},
 		{"POST", "/v1/workers/counter/call", 403},
+		{"POST", "/v1/workers/counter/pin", 200},
+		{"GET", "/v1/apps", 403},
+		{"POST", "/v1/apps", 403},
+		{"POST", "/v1/modules", 403},
+		{"GET", "/v1/nodes/edge-a/events", 200},
+		{"POST", "/v1/nodes/device/drain", 421}, // it is not asked on behalf of others
+		{"POST", "/v1/nodes/device/start", 421},
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), tt.method, "http://edge-a"+tt.path, nil)
 		if err != nil {
