@@ -124,7 +124,7 @@ func build() (string, error) {
 	if haveClang() {
 		for name, args := range map[string][]string{
 			"counter-c": {"-mexec-model=reactor", "-I", "../node/guest", "apps/counter-c/counter.c"},
-			"sha256":    {"apps/suite/sha256/sha256.c"},
+			"until":     {"apps/suite/until/until.c"},
 			"waiter":    {"apps/suite/waiter/waiter.c"},
 		} {
 			cmd := exec.Command("clang", append([]string{"--target=wasm32-wasi", "-O2", "-o", filepath.Join(apps, name+".wasm")}, args...)...)
