@@ -88,10 +88,15 @@ func TestSampleAndPlan(t *testing.T) {
 		_, err := b.client.Worker(t.Context(), "kv")
 		return err == nil
 	})
-	w, err := b.client.SampleWorker(t.Context(), "kv", 500*time.Millisecond)
-	if err != nil {
-		t.Fatal(err)
-	}
+	// A busy machine may give the worker no time while it is watched.
+	var w control.Worker
+	waitFor(t, "a sample with writes", func() bool {
+		var err error
+		if w, err = b.client.SampleWorker(t.Context(), "kv", 500*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+		return w.Activity != nil && w.Activity.WrittenBytes > 0
+	})
 	act := w.Activity
 	t.Logf("sample: %+v, resident %v", act, w.ResidentShare)
 	// 4 MiB/s go to 256 pages, on a machine with time for it; beside them there is

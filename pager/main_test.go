@@ -143,7 +143,7 @@ func newTestSource(t testing.TB, mem []byte, change func(*SourceConfig)) *Source
 }
 
 func testContext(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -40,7 +40,7 @@ func servePeer(t testing.TB, src *Source, h Hello) *peer {
 
 func (p *peer) write(b []byte) {
 	p.t.Helper()
-	_ = p.conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = p.conn.SetDeadline(time.Now().Add(2 * time.Minute))
 	if _, err := p.conn.Write(b); err != nil {
 		p.t.Fatalf("write: %v", err)
 	}

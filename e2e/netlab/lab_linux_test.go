@@ -57,7 +57,7 @@ func ping(tb testing.TB, conn *net.UDPConn, to netip.AddrPort) time.Duration {
 		if _, err := conn.WriteToUDPAddrPort([]byte{id}, to); err != nil {
 			tb.Fatal(err)
 		}
-		conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+		conn.SetReadDeadline(time.Now().Add(30 * time.Second))
 		for {
 			n, _, err := conn.ReadFromUDPAddrPort(buf[:])
 			if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -149,7 +149,7 @@ func waitStats(tb testing.TB, l *Lab, from, to string, ok func(WireStats) bool) 
 	tb.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	limit := time.After(30 * time.Second)
+	limit := time.After(2 * time.Minute)
 	for {
 		s, err := l.Stats(from, to)
 		check(tb, err)
@@ -197,7 +197,7 @@ func TestReaddress(t *testing.T) {
 func TestLossyStream(t *testing.T) {
 	l := New(t)
 	a, b := link(t, l, "a", "b", "rate=100mbit delay=2ms jitter=1ms loss=1% reorder=1% duplicate=1%")
-	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<15)
+	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<17) // some 1,500 packets: something happens to one
 	var ln net.Listener
 	check(t, b.Do(func() (err error) {
 		ln, err = net.Listen("tcp4", "0.0.0.0:0")

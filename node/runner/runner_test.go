@@ -365,7 +365,7 @@ func TestDeadline(t *testing.T) {
 	engines(t, func(t *testing.T, cfg Config) {
 		for _, id := range []uint64{doLoop, doSleep, doSpin} {
 			r := live(t, cfg)
-			ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+			ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 			_, err := r.Call(ctx, Event{ID: id})
 			cancel()
 			if e := exitOf(t, r, err); e.Kind != Killed || !errors.Is(err, ErrEventTimeout) {
