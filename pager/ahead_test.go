@@ -122,7 +122,7 @@ func newWalk() *walk {
 // walk without one gets nothing it does not touch, and waits for nothing but
 // its own pages.
 func TestTrendPatterns(t *testing.T) {
-	for name, order := range walkOrders(testRand(t)) {
+	for name, order := range walkOrders(fixedRand()) {
 		bare, w := newWalk(), newWalk()
 		bare.run(order, none, nil)
 		var tr trend
@@ -147,7 +147,7 @@ func TestTrendPatterns(t *testing.T) {
 // Whatever a worker does, what is brought along stays in bounds, and the waits
 // it costs are less than an eighth of those it saves, and what chance adds.
 func TestTrendNeverCostsMuch(t *testing.T) {
-	r := testRand(t)
+	r := fixedRand()
 	for range 200 {
 		// Strands that end at random, among random touches.
 		var order []int
@@ -182,7 +182,7 @@ func TestTrendNeverCostsMuch(t *testing.T) {
 // fixed read-ahead this package had, and with none. The time is the
 // emulation's.
 func BenchmarkReadAhead(b *testing.B) {
-	orders := walkOrders(rand.New(rand.NewPCG(1, 2)))
+	orders := walkOrders(fixedRand())
 	names := make([]string, 0, len(orders))
 	for name := range orders {
 		names = append(names, name)

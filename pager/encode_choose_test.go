@@ -82,7 +82,7 @@ func TestChoose(t *testing.T) {
 // Whatever the link and the memory, and with measurements that are off by a
 // third, the choice costs little more than the best would, and does not swing.
 func TestChooseNearBest(t *testing.T) {
-	r := testRand(t)
+	r := fixedRand()
 	noise := func() float64 { return 0.75 + 0.5*r.Float64() }
 	for range 300 {
 		m := machineModel{wire: math.Exp(2 + r.Float64()*5)} // 7 to 1,100 ns a byte

@@ -38,8 +38,8 @@ type ack struct {
 	rtt time.Duration
 }
 
-func newBottleneck(r *rand.Rand, rate float64, base time.Duration) *bottleneck {
-	b := &bottleneck{r: r, rate: rate, base: base, now: time.Unix(0, 0)}
+func newBottleneck(rate float64, base time.Duration) *bottleneck {
+	b := &bottleneck{r: fixedRand(), rate: rate, base: base, now: time.Unix(0, 0)}
 	b.free = b.now
 	b.route.sample(b.now, base) // the handshake's
 	return b
@@ -88,7 +88,7 @@ func (b *bottleneck) run(d time.Duration) (used float64, median, p99 time.Durati
 				}
 				rtt := b.base + max(0, b.free.Sub(b.now))
 				if b.jitter > 0 {
-					rtt += rand.N(b.jitter)
+					rtt += time.Duration(b.r.Int64N(int64(b.jitter)))
 				}
 				at := b.now.Add(rtt)
 				if n := len(b.acks); n > 0 && at.Before(b.acks[n-1].at) {
@@ -118,7 +118,7 @@ func TestRouteSettles(t *testing.T) {
 	for _, rate := range []float64{2, 10, 100, 1000} {
 		for _, base := range []time.Duration{time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond, 200 * time.Millisecond} {
 			t.Run(fmt.Sprintf("rate=%vmbit/rtt=%v", rate, base), func(t *testing.T) {
-				b := newBottleneck(testRand(t), rate*mbit, base)
+				b := newBottleneck(rate*mbit, base)
 				start, _, startQueue := b.run(3*time.Second + 20*base)
 				used, median, p99 := b.run(30 * time.Second)
 				t.Logf("first %.2f of the link, queue p99 %v; then %.2f, queue %v, p99 %v", start, startQueue, used, median, p99)
@@ -145,7 +145,7 @@ func (b *bottleneck) tolerated() time.Duration {
 func TestRouteStarts(t *testing.T) {
 	for _, rate := range []float64{10, 100, 1000} {
 		for _, base := range []time.Duration{2 * time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond} {
-			b := newBottleneck(testRand(t), rate*mbit, base)
+			b := newBottleneck(rate*mbit, base)
 			b.run(100*time.Millisecond + 20*base)
 			worst := b.queued[len(b.queued)-1]
 			t.Logf("rate=%vmbit rtt=%v: worst queue %v", rate, base, worst)
@@ -172,7 +172,7 @@ func TestRouteFollows(t *testing.T) {
 		{"longer", func(b *bottleneck) { b.base += 20 * time.Millisecond }, 25 * time.Second},
 	} {
 		t.Run(change.name, func(t *testing.T) {
-			b := newBottleneck(testRand(t), 100*mbit, 10*time.Millisecond)
+			b := newBottleneck(100*mbit, 10*time.Millisecond)
 			b.run(3 * time.Second)
 			change.do(b)
 			b.run(change.settle)
@@ -192,7 +192,7 @@ func TestRouteFollows(t *testing.T) {
 // Round trips that vary by chance hold the push back a little, not to a halt.
 func TestRouteJitter(t *testing.T) {
 	for _, jitter := range []time.Duration{time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
-		b := newBottleneck(testRand(t), 100*mbit, 20*time.Millisecond)
+		b := newBottleneck(100*mbit, 20*time.Millisecond)
 		b.jitter = jitter
 		b.run(3 * time.Second)
 		used, median, p99 := b.run(20 * time.Second)
@@ -206,7 +206,7 @@ func TestRouteJitter(t *testing.T) {
 // On a machine that is busy with other things timers are late and
 // acknowledgements are seen late.
 func TestRouteOnBusyMachine(t *testing.T) {
-	b := newBottleneck(testRand(t), 100*mbit, 10*time.Millisecond)
+	b := newBottleneck(100*mbit, 10*time.Millisecond)
 	b.late, b.jitter = 5*time.Millisecond, 10*time.Millisecond
 	b.run(5 * time.Second)
 	used, median, p99 := b.run(20 * time.Second)
@@ -219,7 +219,7 @@ func TestRouteOnBusyMachine(t *testing.T) {
 // A push that is held back by something else learns nothing from that: when
 // nothing holds it back any more it does not flood the link.
 func TestRouteUnused(t *testing.T) {
-	b := newBottleneck(testRand(t), 100*mbit, 10*time.Millisecond)
+	b := newBottleneck(100*mbit, 10*time.Millisecond)
 	b.supply = b.rate / 20
 	b.run(30 * time.Second)
 	if b.route.estimate > b.rate {
@@ -234,7 +234,7 @@ func TestRouteUnused(t *testing.T) {
 
 // Where somebody else keeps the queue full the push goes on, slowly.
 func TestRouteNotStarved(t *testing.T) {
-	b := newBottleneck(testRand(t), 100*mbit, 10*time.Millisecond)
+	b := newBottleneck(100*mbit, 10*time.Millisecond)
 	b.run(3 * time.Second)
 	b.other = b.rate // whatever the push adds stays in the queue
 	b.run(5 * time.Second)

@@ -20,7 +20,7 @@ import (
 
 const (
 	// readyTimeout bounds how long a daemon may take to answer.
-	readyTimeout = 20 * time.Second
+	readyTimeout = time.Minute
 	// stopGrace is what daemons get to leave in order.
 	stopGrace = 3 * time.Second
 	// pollEvery is how often a condition in another process is looked at.
