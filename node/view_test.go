@@ -41,8 +41,16 @@ func TestPlan(t *testing.T) {
 		}
 		return p
 	}
-	p := plan(planApp)
-	if len(p.Workers) != 1 || p.Pending != 1 || p.Workers[0].Decision.Reason != "start" || len(p.Workers[0].Fits) != 3 || len(p.Notes) != 0 {
+	// A node that is slow to answer is planned with what is assumed of it.
+	measured := func(p control.Plan) bool {
+		return len(p.Notes) == 0 && len(p.Workers) == 1 && !slices.ContainsFunc(p.Workers[0].Fits, func(r control.PlacementReport) bool {
+			n := r.Term("network")
+			return n == nil || n.Value > 0 && n.From != "measured"
+		})
+	}
+	var p control.Plan
+	waitFor(t, "the ways to be measured", func() bool { p = plan(planApp); return measured(p) })
+	if p.Pending != 1 || p.Workers[0].Decision.Reason != "start" || len(p.Workers[0].Fits) != 3 {
 		t.Fatalf("an app that fits anywhere: %+v", p)
 	}
 	for _, r := range p.Workers[0].Fits {
@@ -59,7 +67,7 @@ func TestPlan(t *testing.T) {
 	}
 
 	// Users who enter elsewhere: that node's own measurements count.
-	p = plan(planApp, b.name())
+	waitFor(t, "the ways from there to be measured", func() bool { p = plan(planApp, b.name()); return measured(p) })
 	for _, r := range p.Workers[0].Fits {
 		if n := r.Term("network"); n == nil || (r.Node == string(b.id)) != (n.Value == 0) || n.Value > 0 && n.From != "measured" {
 			t.Errorf("way from users at %s to %s: %+v", b.name(), r.Name, n)
@@ -97,10 +105,18 @@ func TestPlan(t *testing.T) {
 	for range 5 {
 		b.call(t, "counter", "add 1")
 	}
-	e, err := c.client.Explain(ctx, "counter", control.ExplainRequest{File: "app.yaml", Manifest: planApp})
-	if err != nil {
-		t.Fatal(err)
-	}
+	var e control.Explanation
+	waitFor(t, "the way from its users to be measured", func() bool {
+		var err error
+		if e, err = c.client.Explain(ctx, "counter", control.ExplainRequest{File: "app.yaml", Manifest: planApp}); err != nil {
+			t.Fatal(err)
+		}
+		if e.Here == nil {
+			return false
+		}
+		n := e.Here.Term("network")
+		return n != nil && n.From == "measured"
+	})
 	if e.Here == nil || e.Here.Node != string(a.id) || e.Decision.Action != "stay" || len(e.Others) != 2 || e.Summary == "" {
 		t.Errorf("got %+v", e)
 	}
