@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"testing"
@@ -188,6 +189,8 @@ func BenchmarkFrames(b *testing.B) {
 func TestStop(t *testing.T) {
 	// A collection would wait for the loop; see the package's documentation.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	// And whoever asks it to stop needs a processor beside the one it has.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0))))
 	ctx := context.Background()
 	p, err := suspend.Rewrite(wat(t, `(module (memory 1)
 		(func (export "_start") (local i64)
