@@ -44,8 +44,7 @@ func newOracle(w *world) *oracle {
 	}
 	add := func(i int, sign float64) {
 		for s, n := range o.schedule[i] {
-			p := &w.nodes[n]
-			load[s][n] += sign * w.users[i].cpu() / p.speed / float64(p.cores)
+			load[s][n] += sign * w.share(i, int(n))
 		}
 	}
 	for i := range w.users {
@@ -109,10 +108,9 @@ func (w *world) best(i int, load [][]float64, near map[int][]int) []int16 {
 			if least < cost[k] && s > 0 {
 				cost[k], from[s][k] = least, int16(cheapest)
 			}
-			node := &w.nodes[n]
 			foreign := float64(w.background[n][min(s*oracleStep, w.cfg.seconds-1)])
 			cost[k] += oracleStep * crowding * max(0, load[s][n]+foreign-crowded) / (1 - crowded)
-			l := load[s][n] + u.cpu()/node.speed/float64(node.cores)
+			l := load[s][n] + w.share(i, n)
 			// Two looks in a step suffice: foreign load and congestion last
 			// for minutes.
 			for _, t := range [...]int{s * oracleStep, s*oracleStep + oracleStep/2} {
@@ -138,8 +136,8 @@ func (w *world) best(i int, load [][]float64, near map[int][]int) []int16 {
 
 // decide looks ahead by as long as a move takes to commit, so that the worker
 // arrives when it is due.
-func (o *oracle) decide(r *run, w int) int {
+func (o *oracle) decide(r *run, w int) order {
 	ahead := 0.1 + float64(r.users[w].memory)/linkRate
 	s := min(int(math.Max(0, r.now+ahead)/oracleStep), len(o.schedule[w])-1)
-	return int(o.schedule[w][s])
+	return order{to: int(o.schedule[w][s])}
 }

@@ -22,7 +22,7 @@ type kind uint8
 
 const (
 	arrive  kind = iota // a worker resumes at its destination
-	refresh             // the view is taken anew
+	refresh             // what nodes know is brought up to date
 	decide              // a worker's owner decides
 	meter               // the truth is looked at
 )
@@ -50,10 +50,12 @@ func (e *events) Pop() any {
 }
 
 const (
-	// refreshEvery is the age that loads in a view can reach, decideEvery how
-	// often an owner looks at a worker, in seconds.
-	refreshEvery = 2.0
-	decideEvery  = 2.0
+	// Decisions are made in ticks, in seconds, so that those of one tick can
+	// share a view.
+	tick = 0.5
+	// decideEvery is how often an owner looks at a worker when nothing is
+	// waited for, in seconds.
+	decideEvery = 2.0
 )
 
 // A run is one policy in one world.
@@ -69,6 +71,9 @@ type run struct {
 	// From when to when a moving worker runs nowhere.
 	frozen [][2]float64
 	load   []float64 // by workers alone
+	// leaving is what of load is about to move elsewhere, coming what is about
+	// to be added.
+	leaving, coming []float64
 
 	result result
 }
@@ -84,24 +89,33 @@ type result struct {
 
 func (r result) movesPerHour() float64 { return float64(r.moves) / r.userHours }
 
-// A policy says where a worker should be. It returns the node where it is to
-// stay.
+// A policy says where a worker should be.
 type policy interface {
 	refresh(r *run)
-	decide(r *run, w int) int
+	decide(r *run, w int) order
 	moved(r *run, w, from, to int)
+}
+
+// An order is what a policy decides.
+type order struct {
+	to int // where the worker is to be, which may be where it is
+	// urgency is how many violated seconds each second costs that a worker
+	// stays where it is, 0 to 1.
+	urgency float64
+	// again is when to look at the worker again, if that is sooner than usual.
+	again float64
 }
 
 func simulate(w *world, p policy) result {
 	r := &run{
 		world: w, policy: p, r: rand.New(rand.NewPCG(w.cfg.seed, 2)),
 		owner: make([]int, len(w.users)), moving: make([]bool, len(w.users)), frozen: make([][2]float64, len(w.users)),
-		load: make([]float64, len(w.nodes)),
+		load: make([]float64, len(w.nodes)), leaving: make([]float64, len(w.nodes)), coming: make([]float64, len(w.nodes)),
 	}
 	for i := range w.users {
 		r.owner[i] = w.users[i].start
 		r.shift(i, w.users[i].start, 1)
-		r.push(event{at: decideEvery * float64(i) / float64(len(w.users)), kind: decide, worker: int32(i)})
+		r.push(event{at: tick * float64(i%(decideEvery/tick)), kind: decide, worker: int32(i)})
 	}
 	r.push(event{kind: refresh})
 	r.push(event{at: 0.5, kind: meter})
@@ -116,18 +130,25 @@ func simulate(w *world, p policy) result {
 		switch e.kind {
 		case refresh:
 			p.refresh(r)
-			e.at += refreshEvery
+			e.at += tick
 			r.push(e)
 		case decide:
+			next := e.at + decideEvery
 			if !r.moving[i] {
-				if to := p.decide(r, i); to != r.owner[i] {
-					r.move(i, to)
+				o := p.decide(r, i)
+				if o.to != r.owner[i] {
+					r.move(i, o)
+				}
+				if o.again > 0 {
+					next = min(next, max(tick*math.Ceil(o.again/tick), e.at+tick))
 				}
 			}
-			e.at += decideEvery
+			e.at = next
 			r.push(e)
 		case arrive:
 			from := r.owner[i]
+			r.leaving[from] -= r.share(i, from)
+			r.coming[e.to] -= r.share(i, int(e.to))
 			r.owner[i], r.moving[i] = int(e.to), false
 			r.shift(i, from, -1)
 			r.shift(i, int(e.to), 1)
@@ -146,10 +167,7 @@ func (r *run) push(e event) { heap.Push(&r.queue, e) }
 
 func (r *run) second() int { return min(int(r.now), r.cfg.seconds-1) }
 
-func (r *run) shift(w, n, sign int) {
-	p := &r.nodes[n]
-	r.load[n] += float64(sign) * r.users[w].cpu() / p.speed / float64(p.cores)
-}
+func (r *run) shift(w, n int, sign float64) { r.load[n] += sign * r.share(w, n) }
 
 // total is the true load of a node.
 func (r *run) total(n int) float64 {
@@ -167,14 +185,18 @@ func (r *run) moveInput(w, from, to int) placement.MoveInput {
 
 // move starts a move. It takes as long as predicted, give or take a quarter;
 // what users feel of it is blackout and stalls.
-func (r *run) move(w, to int) {
-	p := placement.PredictMove(r.moveInput(w, r.owner[w], to))
+func (r *run) move(w int, ord order) {
+	in := r.moveInput(w, r.owner[w], ord.to)
+	in.Urgency = ord.urgency
+	p := placement.PredictMove(in)
 	o := p.Chosen()
 	f := 0.75 + 0.5*r.r.Float64()
 	before, black, stall := f*o.Before.Seconds(), f*o.Blackout.Seconds(), f*o.Stall.Seconds()
 	r.moving[w] = true
+	r.leaving[r.owner[w]] += r.share(w, r.owner[w])
+	r.coming[ord.to] += r.share(w, ord.to)
 	r.frozen[w] = [2]float64{r.now + before, r.now + before + black}
-	r.push(event{at: r.now + before + black, kind: arrive, worker: int32(w), to: int32(to)})
+	r.push(event{at: r.now + before + black, kind: arrive, worker: int32(w), to: int32(ord.to)})
 	r.result.moves++
 	r.result.blackout += black + stall
 	r.result.violated += black + stall

@@ -65,6 +65,12 @@ type user struct {
 // cpu is how many cores its worker keeps busy at speed 1.
 func (u *user) cpu() float64 { return u.rate * u.mean }
 
+// share is how much of node n's cores user u's worker keeps busy there.
+func (w *world) share(u, n int) float64 {
+	p := &w.nodes[n]
+	return w.users[u].cpu() / p.speed / float64(p.cores)
+}
+
 const stretchSteps = 400
 
 // erlang returns by how much work grows on c cores at a load, from the exact
@@ -252,13 +258,13 @@ func (w *world) place() {
 		u := &w.users[i]
 		best, bestL := -1, math.Inf(1)
 		for _, n := range w.around(int(u.entry[0]), 8) {
-			more := load[n] + u.cpu()/w.nodes[n].speed/float64(w.nodes[n].cores)
+			more := load[n] + w.share(i, n)
 			if l := w.latency(u, n, 0, more); best < 0 || l < bestL {
 				best, bestL = n, l
 			}
 		}
 		u.start = best
-		load[best] += u.cpu() / w.nodes[best].speed / float64(w.nodes[best].cores)
+		load[best] += w.share(i, best)
 	}
 }
 
