@@ -5,9 +5,9 @@
 // and enters the mesh at the edge that is nearest. Round trips grow with
 // distance, nodes have episodes of congestion and of load from elsewhere, and
 // the workers themselves load the nodes they run on. A policy sees what a node
-// would see: coordinates with errors, measured round trips with noise, its own load, others' loads
-// that are up to two seconds old. Every second the simulation computes, from
-// the truth, whether each user's objective is kept.
+// would see: coordinates with errors, measured round trips with noise, its own
+// load, and those of others that are up to two seconds old. Every second the
+// simulation computes, from the truth, whether each user's objective is kept.
 //
 // The files: world_test.go (places, delays, traces), run_test.go (the
 // discrete-event simulation), policy_test.go, oracle_test.go, and sim_test.go,
