@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -30,7 +31,12 @@ func fullRecord() Record {
 		Name: strings.Repeat("n", maxName), Tier: Cloud, Arch: strings.Repeat("a", maxWord), OS: strings.Repeat("o", maxWord),
 		Cores: 65535, MemoryFree: 1<<32 - 1, Load: 100, Engine: strings.Repeat("e", maxWord), Paging: strings.Repeat("p", maxWord),
 		DocumentDigest: [32]byte(bytes.Repeat([]byte{0xff}, 32)), Authority: true,
-		Speed: 1<<32 - 1, Cordoned: true,
+		Speed: 1<<32 - 1, Cordoned: true, Uplink: 1<<32 - 1, Downlink: 1<<32 - 1,
+	}
+	w := coordinateWire{-maxCoordinate, maxCoordinate, -maxCoordinate, maxCoordinate, maxCoordinate, -maxCoordinate, maxCoordError}
+	var err error
+	if r.Coordinate, err = w.coordinate(); err != nil {
+		panic(err)
 	}
 	for i := range maxEndpoints {
 		ip := netip.AddrFrom16([16]byte{0x20, 1, 15: byte(i)})
@@ -86,6 +92,7 @@ func TestRecord(t *testing.T) {
 		"long engine":       func(r *Record) { r.Engine += "e" },
 		"load":              func(r *Record) { r.Load = 101 },
 		"endpoint":          func(r *Record) { r.Endpoints[0] = netip.MustParseAddrPort("0.0.0.0:1") },
+		"coordinate":        func(r *Record) { r.Coordinate.Vec[0] = math.Inf(1) },
 		"port":              func(r *Record) { r.Endpoints[0] = netip.MustParseAddrPort("1.2.3.4:0") },
 		"many endpoints":    func(r *Record) { r.Endpoints = append(r.Endpoints, netip.MustParseAddrPort("1.2.3.4:5")) },
 	} {

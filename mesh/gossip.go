@@ -346,6 +346,7 @@ func (m *Mesh) noteAlive(n *memberlist.Node, kind EventKind) {
 func (d gossipDelegate) NotifyLeave(n *memberlist.Node) {
 	m, id := d.m, NodeID(n.Name)
 	said := m.t.saidBye(id)
+	m.position.forget(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	ms := m.members[id]
@@ -673,6 +674,7 @@ func (m *Mesh) memberlistConfig(g *gossipTransport) *memberlist.Config {
 	c.RequireNodeNames = true
 	d := gossipDelegate{m}
 	c.Delegate, c.Events, c.Alive = d, d, d
+	c.Ping = pingDelegate{m}
 	c.Logger = log.New(memberlistLog{m.log}, "", 0)
 	return c
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -78,7 +79,7 @@ type Config struct {
 	// ones. They are tried for ever.
 	Seeds []string
 	// Record is what this node says of itself; the mesh fills in Tier,
-	// Endpoints, DocumentDigest and Authority.
+	// Endpoints, DocumentDigest, Authority and Coordinate.
 	Record Record
 	// Document is the capability document, at most 256 KiB.
 	Document []byte
@@ -299,9 +300,12 @@ type Mesh struct {
 	dirty   chan struct{} // the record changed
 	wake    chan struct{} // events wait
 
+	position *positioner
+
 	mu           sync.Mutex
-	record       Record // own
-	meta         []byte // own, encoded
+	record       Record    // own
+	meta         []byte    // own, encoded
+	toldPlace    time.Time // when last for the coordinate alone
 	document     []byte
 	own          []netip.AddrPort
 	members      map[NodeID]*memberState
@@ -338,6 +342,7 @@ func New(cfg Config) (*Mesh, error) {
 		stopped:    make(chan struct{}),
 		dirty:      make(chan struct{}, 1),
 		wake:       make(chan struct{}, 1),
+		position:   newPositioner(),
 		record:     cfg.Record,
 		document:   append([]byte(nil), cfg.Document...),
 		members:    make(map[NodeID]*memberState),
@@ -631,6 +636,10 @@ func (m *Mesh) UpdateRecord(f func(*Record)) {
 	m.mu.Lock()
 	old := m.record
 	f(&m.record)
+	if reflect.DeepEqual(m.record, old) {
+		m.mu.Unlock()
+		return
+	}
 	err := m.sealRecordLocked()
 	if err != nil {
 		m.record = old
@@ -671,6 +680,7 @@ func (m *Mesh) sealRecordLocked() error {
 	r.Authority = m.ms.Authority
 	r.Endpoints = slices.Clone(m.own)
 	r.DocumentDigest = digestOf(m.document)
+	r.Coordinate = m.position.known()
 	meta, err := encodeRecord(r, m.ms.identity.key)
 	if err != nil {
 		return err

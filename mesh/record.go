@@ -93,6 +93,12 @@ type Record struct {
 	// Authority says that this node holds the mesh's CA key and can enrol
 	// others. The mesh keeps it.
 	Authority bool
+	// Coordinate is where the node is by the round trips it has seen; the zero
+	// value is not known yet. The mesh keeps it.
+	Coordinate Coordinate
+	// Uplink and Downlink are the rates the node has seen of late on what it
+	// sent and received, in KiB a second; 0 is none seen.
+	Uplink, Downlink uint32
 }
 
 // The format:
@@ -113,20 +119,23 @@ const (
 )
 
 type recordWire struct {
-	Name       string       `cbor:"1,keyasint"`
-	Tier       uint8        `cbor:"2,keyasint"`
-	Arch       string       `cbor:"3,keyasint"`
-	OS         string       `cbor:"4,keyasint"`
-	Cores      uint16       `cbor:"5,keyasint"`
-	MemoryFree uint32       `cbor:"6,keyasint"`
-	Load       uint8        `cbor:"7,keyasint"`
-	Endpoints  endpointList `cbor:"8,keyasint,omitempty"`
-	Engine     string       `cbor:"9,keyasint,omitempty"`
-	Paging     string       `cbor:"10,keyasint,omitempty"`
-	Document   []byte       `cbor:"11,keyasint,omitempty"`
-	Authority  bool         `cbor:"12,keyasint,omitempty"`
-	Speed      uint32       `cbor:"13,keyasint,omitempty"`
-	Cordoned   bool         `cbor:"14,keyasint,omitempty"`
+	Name       string         `cbor:"1,keyasint"`
+	Tier       uint8          `cbor:"2,keyasint"`
+	Arch       string         `cbor:"3,keyasint"`
+	OS         string         `cbor:"4,keyasint"`
+	Cores      uint16         `cbor:"5,keyasint"`
+	MemoryFree uint32         `cbor:"6,keyasint"`
+	Load       uint8          `cbor:"7,keyasint"`
+	Endpoints  endpointList   `cbor:"8,keyasint,omitempty"`
+	Engine     string         `cbor:"9,keyasint,omitempty"`
+	Paging     string         `cbor:"10,keyasint,omitempty"`
+	Document   []byte         `cbor:"11,keyasint,omitempty"`
+	Authority  bool           `cbor:"12,keyasint,omitempty"`
+	Speed      uint32         `cbor:"13,keyasint,omitempty"`
+	Cordoned   bool           `cbor:"14,keyasint,omitempty"`
+	Coordinate coordinateWire `cbor:"15,keyasint,omitempty"`
+	Uplink     uint32         `cbor:"16,keyasint,omitempty"`
+	Downlink   uint32         `cbor:"17,keyasint,omitempty"`
 }
 
 type recordEnvelope struct {
@@ -167,6 +176,9 @@ func (r *Record) Validate() error {
 			return bad("endpoint %v cannot be dialled", a)
 		}
 	}
+	if _, ok := r.Coordinate.wire(); !ok {
+		return bad("coordinate %v is no place in a network", r.Coordinate)
+	}
 	return nil
 }
 
@@ -190,7 +202,9 @@ func encodeRecord(r *Record, key ed25519.PrivateKey) ([]byte, error) {
 		Name: r.Name, Tier: uint8(r.Tier), Arch: r.Arch, OS: r.OS, Cores: r.Cores,
 		MemoryFree: r.MemoryFree, Load: r.Load, Endpoints: r.Endpoints,
 		Engine: r.Engine, Paging: r.Paging, Authority: r.Authority, Speed: r.Speed, Cordoned: r.Cordoned,
+		Uplink: r.Uplink, Downlink: r.Downlink,
 	}
+	w.Coordinate, _ = r.Coordinate.wire() // Validate has seen it
 	if r.DocumentDigest != [32]byte{} {
 		w.Document = r.DocumentDigest[:]
 	}
@@ -244,6 +258,11 @@ func decodeRecordBody(body []byte) (Record, error) {
 		Name: w.Name, Tier: Tier(w.Tier), Arch: w.Arch, OS: w.OS, Cores: w.Cores,
 		MemoryFree: w.MemoryFree, Load: w.Load, Endpoints: w.Endpoints,
 		Engine: w.Engine, Paging: w.Paging, Authority: w.Authority, Speed: w.Speed, Cordoned: w.Cordoned,
+		Uplink: w.Uplink, Downlink: w.Downlink,
+	}
+	var err error
+	if r.Coordinate, err = w.Coordinate.coordinate(); err != nil {
+		return Record{}, fmt.Errorf("record: %w", err)
 	}
 	switch len(w.Document) {
 	case 0:

@@ -31,6 +31,7 @@ type Network struct {
 	socks map[netip.AddrPort]*Conn
 	cut   map[[2]netip.Addr]bool
 	delay time.Duration
+	links map[[2]netip.Addr]time.Duration // delays of their own
 	loss  float64
 	rng   *rand.Rand
 	seq   uint64
@@ -43,16 +44,25 @@ func NewNetwork(seed uint64) *Network {
 	return &Network{
 		socks: make(map[netip.AddrPort]*Conn),
 		cut:   make(map[[2]netip.Addr]bool),
+		links: make(map[[2]netip.Addr]time.Duration),
 		rng:   rand.New(rand.NewPCG(seed, seed)),
 		port:  40000,
 	}
 }
 
-// SetDelay sets how long every packet is under way, one way.
+// SetDelay sets how long packets are under way, one way, between hosts of
+// which nothing else was said.
 func (n *Network) SetDelay(d time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.delay = d
+}
+
+// SetLinkDelay sets how long packets between two hosts are under way, one way.
+func (n *Network) SetLinkDelay(a, b netip.Addr, d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.links[link(a, b)] = d
 }
 
 // SetLoss sets the share of packets that are lost, 0 to 1.
@@ -123,6 +133,7 @@ type Conn struct {
 	addr     netip.AddrPort
 	queue    packets
 	deadline time.Time
+	sent     Traffic
 
 	arrived     chan struct{} // capacity 1: something was queued
 	deadlineSet chan struct{} // capacity 1
@@ -195,15 +206,35 @@ func (c *Conn) WriteTo(b []byte, to net.Addr) (int, error) {
 	n := c.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	c.sent.Packets++
+	c.sent.Bytes += uint64(len(b) + headers)
 	peer := n.socks[dst]
 	if peer == nil || len(b) > maxPacket || n.cut[link(c.addr.Addr(), dst.Addr())] ||
 		n.loss > 0 && n.rng.Float64() < n.loss || len(peer.queue) >= maxQueue {
 		return len(b), nil
 	}
+	delay, ok := n.links[link(c.addr.Addr(), dst.Addr())]
+	if !ok {
+		delay = n.delay
+	}
 	n.seq++
-	heap.Push(&peer.queue, packet{at: time.Now().Add(n.delay), seq: n.seq, from: c.addr, b: append([]byte(nil), b...)})
+	heap.Push(&peer.queue, packet{at: time.Now().Add(delay), seq: n.seq, from: c.addr, b: append([]byte(nil), b...)})
 	notify(peer.arrived)
 	return len(b), nil
+}
+
+// headers is what IPv4 and UDP add to a packet on the wire, in bytes.
+const headers = 20 + 8
+
+// Traffic counts what a socket has sent since it was bound, the headers of
+// IPv4 and UDP included, lost packets too.
+type Traffic struct{ Packets, Bytes uint64 }
+
+// Sent returns what the socket has sent so far.
+func (c *Conn) Sent() Traffic {
+	c.net.mu.Lock()
+	defer c.net.mu.Unlock()
+	return c.sent
 }
 
 // ReadFrom implements net.PacketConn.
