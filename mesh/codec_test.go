@@ -444,5 +444,6 @@ func FuzzDatagram(f *testing.F) {
 			}
 		}
 		openState("mesh", b)
+		isPersonal(b)
 	})
 }

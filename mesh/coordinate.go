@@ -287,21 +287,28 @@ func (t *transport) smoothed(id NodeID) time.Duration {
 const (
 	// A move of the coordinate is worth a record of its own when estimates
 	// change by more than minShift seconds and the part shiftShare of what is
-	// typical for them, and when the last such record is shiftPause ago.
+	// typical for them, and when the last such record is shiftPause ago; in a
+	// large mesh shiftPer for each member, since everyone passes on what anyone
+	// says. Neighbours learn more often: from answers to probes.
 	minShift   = 1e-3
 	shiftShare = 0.1
 	shiftPause = 10 * time.Second
+	shiftPer   = time.Second / 2
 )
 
 // tellPlace has the record told anew when this node's coordinate has moved by
 // enough. Smaller moves go along with other changes.
 func (m *Mesh) tellPlace() {
 	now := m.position.known()
+	pause := max(shiftPause, time.Duration(m.Size())*shiftPer)
 	m.mu.Lock()
 	told := m.record.Coordinate
 	size := told.away(Coordinate{})
+	if !told.Known() {
+		pause = shiftPause // since the start: the very first samples say little
+	}
 	worth := !told.Known() && now.Known() || now.away(told) > max(minShift, shiftShare*size)
-	if !worth || time.Since(m.toldPlace) < shiftPause {
+	if !worth || time.Since(m.toldPlace) < pause {
 		m.mu.Unlock()
 		return
 	}

@@ -80,6 +80,9 @@ func (g *gossipTransport) receive(from NodeID, b []byte) {
 	if err != nil {
 		return
 	}
+	if isPersonal(p) {
+		g.t.used(from)
+	}
 	select {
 	case g.packets <- &memberlist.Packet{Buf: p, From: gossipUDPAddr(from), Timestamp: time.Now()}:
 	default: // memberlist is behind; it lives with losses
@@ -114,11 +117,53 @@ func (g *gossipTransport) WriteTo(b []byte, addr string) (time.Time, error) {
 // would make memberlist abandon a probe without suspecting the node.
 func (g *gossipTransport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
 	if id, ok := g.resolve(a); ok {
+		personal := isPersonal(b)
+		if !personal {
+			id = g.t.gossipTo(id)
+		}
 		p := make([]byte, 0, 1+len(b))
 		p = append(p, datagramGossip)
-		g.t.send(id, append(p, b...))
+		g.t.send(id, append(p, b...), personal)
 	}
 	return time.Now(), nil
+}
+
+// Types of memberlist's messages, and where they stand in a packet:
+//
+//	packet    = [checksummed, checksum: 4 bytes,] message
+//	message   = type uint8, ... | compound
+//	compound  = 7, count uint8, count lengths of 2 bytes, count messages
+//
+// They are its wire format (protocol version 5) and do not change.
+const (
+	mlPing         = 0
+	mlIndirectPing = 1
+	mlAck          = 2
+	mlCompound     = 7
+	mlNack         = 11
+	mlChecksummed  = 12
+)
+
+// isPersonal reports whether a packet of memberlist's means the one it is sent
+// to, as probes and their answers do, with or without news behind them. What is
+// not personal is news alone, as good for any node as for another.
+func isPersonal(b []byte) bool {
+	if len(b) > 5 && b[0] == mlChecksummed {
+		b = b[5:]
+	}
+	if len(b) > 2 && b[0] == mlCompound {
+		if first := 2 + 2*int(b[1]); first < len(b) {
+			b = b[first:]
+		}
+	}
+	if len(b) == 0 {
+		return true
+	}
+	switch b[0] {
+	case mlPing, mlIndirectPing, mlAck, mlNack, mlCompound:
+		return true
+	}
+	return false
 }
 
 // PacketCh implements memberlist.Transport.
@@ -315,9 +360,15 @@ func (d gossipDelegate) NotifyUpdate(n *memberlist.Node) { d.m.noteAlive(n, Memb
 
 func (m *Mesh) noteAlive(n *memberlist.Node, kind EventKind) {
 	id := NodeID(n.Name)
-	r, err := decodeRecord(id, n.Meta)
+	// NotifyAlive has checked it a moment ago. To verify the signature once more
+	// was a tenth of what gossip takes of a processor.
+	e, err := openRecord(n.Meta)
 	if err != nil {
-		return // NotifyAlive let it pass, so this cannot be
+		return // so this cannot be
+	}
+	r, err := decodeRecordBody(e.Body)
+	if err != nil {
+		return
 	}
 	if id != m.ms.ID {
 		m.t.learn(id, r.Endpoints)

@@ -221,6 +221,9 @@ type Member struct {
 	// Endpoint is where this node talks to it now; invalid (the zero value)
 	// when there is no connection.
 	Endpoint netip.AddrPort
+	// RTT is QUIC's smoothed round trip to it (RFC 9002, section 5.3); 0 where
+	// there is no urgent connection.
+	RTT time.Duration
 	// Since is when the member came into its state, by this node's clock.
 	Since time.Time
 	// Heard is when Record arrived, by this node's clock; zero for this node
@@ -305,7 +308,7 @@ type Mesh struct {
 	mu           sync.Mutex
 	record       Record    // own
 	meta         []byte    // own, encoded
-	toldPlace    time.Time // when last for the coordinate alone
+	toldPlace    time.Time // when last for the coordinate alone; at first, the start
 	document     []byte
 	own          []netip.AddrPort
 	members      map[NodeID]*memberState
@@ -343,6 +346,7 @@ func New(cfg Config) (*Mesh, error) {
 		dirty:      make(chan struct{}, 1),
 		wake:       make(chan struct{}, 1),
 		position:   newPositioner(),
+		toldPlace:  time.Now(),
 		record:     cfg.Record,
 		document:   append([]byte(nil), cfg.Document...),
 		members:    make(map[NodeID]*memberState),
@@ -469,6 +473,9 @@ func (m *Mesh) leave() {
 		m.log.Debug("left without an answer", "err", err)
 	}
 }
+
+// Size returns how many members are alive, this node included.
+func (m *Mesh) Size() int { return m.numAlive() }
 
 func (m *Mesh) numAlive() int {
 	m.mu.Lock()
@@ -598,7 +605,7 @@ func (m *Mesh) addStatus(mem *Member) {
 		return
 	}
 	endpoint, failing := m.t.status(mem.ID)
-	mem.Endpoint = endpoint
+	mem.Endpoint, mem.RTT = endpoint, m.t.smoothed(mem.ID)
 	if failing && mem.State == Alive {
 		mem.State = Suspect
 	}

@@ -225,17 +225,25 @@ func encodeRecord(r *Record, key ed25519.PrivateKey) ([]byte, error) {
 	return b, nil
 }
 
-// decodeRecord checks that b is a record which the node id signed.
-func decodeRecord(id NodeID, b []byte) (Record, error) {
+// openRecord returns the envelope in b, whose signature is unchecked.
+func openRecord(b []byte) (e recordEnvelope, err error) {
 	if len(b) > maxRecord {
-		return Record{}, fmt.Errorf("%w: record of %d bytes", ErrTooLarge, len(b))
+		return e, fmt.Errorf("%w: record of %d bytes", ErrTooLarge, len(b))
 	}
-	var e recordEnvelope
 	if err := decode(b, &e); err != nil {
-		return Record{}, err
+		return e, err
 	}
 	if e.Version != recordVersion {
-		return Record{}, fmt.Errorf("%w: record version %d, this node reads %d", ErrMalformed, e.Version, recordVersion)
+		return e, fmt.Errorf("%w: record version %d, this node reads %d", ErrMalformed, e.Version, recordVersion)
+	}
+	return e, nil
+}
+
+// decodeRecord checks that b is a record which the node id signed.
+func decodeRecord(id NodeID, b []byte) (Record, error) {
+	e, err := openRecord(b)
+	if err != nil {
+		return Record{}, err
 	}
 	if len(e.Key) != ed25519.PublicKeySize || len(e.Signature) != ed25519.SignatureSize {
 		return Record{}, fmt.Errorf("%w: record key or signature has the wrong length", ErrMalformed)

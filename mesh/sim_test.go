@@ -29,7 +29,7 @@ func simIP(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(1 +
 func simStart(t *testing.T, nw *meshtest.Network, dir string, i int, opts ...func(*Config)) *simNode {
 	t.Helper()
 	n := &simNode{ip: simIP(i)}
-	n.testNode = start(t, dir, fmt.Sprintf("n%d", i), append(opts, func(c *Config) {
+	n.testNode = start(t, dir, fmt.Sprintf("n%d", i), append([]func(*Config){func(c *Config) {
 		c.Gossip = Gossip{}
 		c.Listen = ":7946"
 		c.ListenPacket = func(network, address string) (net.PacketConn, error) {
@@ -39,7 +39,7 @@ func simStart(t *testing.T, nw *meshtest.Network, dir string, i int, opts ...fun
 			}
 			return pc, err
 		}
-	})...)
+	}}, opts...)...)
 	return n
 }
 
@@ -412,6 +412,79 @@ func TestManyNodes(t *testing.T) {
 		for i := 5; i < 10; i++ {
 			nodes[i] = simStart(t, nw, nodes[i].dir, i)
 		}
+		simConverge(t, nodes...)
+	})
+}
+
+// urgentConns counts the urgent connections a node has.
+func (n *simNode) urgentConns() int {
+	n.t.mu.Lock()
+	defer n.t.mu.Unlock()
+	k := 0
+	for _, p := range n.t.peers {
+		if p.links[Urgent].current() != nil {
+			k++
+		}
+	}
+	return k
+}
+
+// In a mesh of more nodes than each keeps connections, nobody takes anybody for
+// dead, news reach everyone at once, and the connections do not grow to one for
+// each pair.
+func TestFewNeighbours(t *testing.T) {
+	simulate(t, func(t *testing.T, nw *meshtest.Network) {
+		const size, most = 14, 4
+		// Probes leave connections behind; the fewer, the clearer the picture.
+		calm := func(c *Config) { c.Gossip.ProbeInterval = 5 * time.Second }
+		nodes := simMesh(t, nw, size, calm)
+		for _, n := range nodes {
+			n.t.mu.Lock()
+			n.t.maxIdle, n.t.neighbours = most, 3
+			n.t.mu.Unlock()
+		}
+		total := func() (sum int) {
+			for _, n := range nodes {
+				sum += n.urgentConns()
+			}
+			return sum
+		}
+		if got := total(); got < size*(size-1)*3/4 {
+			t.Errorf("%d ends of connections at the start, want nearly %d", got, size*(size-1))
+		}
+		for minute := range 3 {
+			time.Sleep(time.Minute)
+			// Those kept, those made by probes in the last two intervals, in both
+			// directions, and some that only the other end has closed.
+			if got := total(); got > size*(most+4) {
+				t.Errorf("minute %d: %d ends of connections at %d nodes", minute, got, size)
+			}
+			n := nodes[minute]
+			load := uint8(10 + minute)
+			n.UpdateRecord(func(r *Record) { r.Load = load })
+			within(t, 2*time.Second, "the load is known everywhere", func() bool {
+				return !slices.ContainsFunc(nodes, func(o *simNode) bool {
+					m, ok := o.Member(n.ID())
+					return !ok || m.Record.Load != load
+				})
+			})
+		}
+		for _, n := range nodes {
+			if got := countEvents(n.testNode, "event=dead"); got != 0 {
+				t.Errorf("%s held someone dead %d times", n.Name(), got)
+			}
+		}
+		t.Logf("%d ends of connections in the end", total())
+		// One that dies without a word is noticed, and one that is killed and
+		// comes back is welcome.
+		gone := nodes[size-1]
+		gone.fails = true
+		gone.conn.Close()
+		gone.stop()
+		within(t, 5*time.Minute, "the loss is noticed everywhere", func() bool {
+			return !slices.ContainsFunc(nodes[:size-1], func(o *simNode) bool { return !o.sees(Dead, gone.testNode) })
+		})
+		nodes[size-1] = simStart(t, nw, gone.dir, size-1, calm)
 		simConverge(t, nodes...)
 	})
 }

@@ -1,12 +1,14 @@
 package mesh
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -68,6 +70,14 @@ const (
 	// idleBulk and idleUrgent are after how long an unused connection closes.
 	idleBulk   = time.Minute
 	idleUrgent = 3 * time.Minute
+	// maxIdleUrgent is how many unused urgent connections are kept while there
+	// are others; above it, those unused for longest close early. Gossip needs
+	// some dozens of neighbours, not everyone: a connection costs memory, a
+	// hundred KiB or so, and a packet every KeepAlive each way.
+	maxIdleUrgent = 64
+	// minNeighbours is how many connections a node has before it begins to give
+	// news to those it is connected to rather than call others.
+	minNeighbours = 32
 	// probeTimeout is how long a superseded connection with streams on it may
 	// take to show that it still carries them.
 	probeTimeout = 2 * time.Second
@@ -113,6 +123,8 @@ type transport struct {
 
 	keepAlive, idleTimeout, backoff time.Duration
 
+	maxIdle, neighbours int // maxIdleUrgent and minNeighbours; tests lower them
+
 	pc      net.PacketConn
 	qt      *quic.Transport
 	ln      *quic.Listener
@@ -151,9 +163,15 @@ type peer struct {
 	left       bool             // it closed the connection to leave
 	tier       Tier             // as certified; zero before the first connection
 	authority  bool
-	retryAt    time.Time   // no dialling in the background before
-	queue      chan []byte // datagrams to send
-	sending    bool        // a sendLoop runs
+	retryAt    time.Time // no dialling in the background before
+	queue      chan datagram
+	sending    bool // a sendLoop runs
+}
+
+// A datagram waits to be sent to a peer.
+type datagram struct {
+	b        []byte
+	personal bool // it is for this peer and no other
 }
 
 // A link is the connections of one class to a peer.
@@ -251,6 +269,7 @@ func newTransport(ms *Membership, cfg *Config, pc net.PacketConn) *transport {
 		ms: ms, id: ms.ID, log: cfg.Log,
 		keepAlive: cfg.KeepAlive, idleTimeout: cfg.IdleTimeout, backoff: cfg.Gossip.ProbeInterval,
 		pc: pc, tlsCert: ms.tlsCertificate(),
+		maxIdle: maxIdleUrgent, neighbours: minNeighbours,
 		newConn:  rate.NewLimiter(newConnRate, newConnBurst),
 		handlers: make(map[string]Handler),
 		peers:    make(map[NodeID]*peer),
@@ -258,7 +277,7 @@ func newTransport(ms *Membership, cfg *Config, pc net.PacketConn) *transport {
 		windows:  make(map[*quic.Conn]uint64),
 	}
 	t.gate.limit = rate.NewLimiter(rate.Every(time.Second), 10)
-	rand.Read(t.boot[:])
+	crand.Read(t.boot[:])
 	t.ctx, t.cancel = context.WithCancelCause(context.Background())
 	// With a key that survives a restart, peers that still hold connections to
 	// the earlier process hear at the first packet that they are gone.
@@ -499,7 +518,7 @@ func (t *transport) close() error {
 func (t *transport) peerLocked(id NodeID) *peer {
 	p := t.peers[id]
 	if p == nil {
-		p = &peer{id: id, queue: make(chan []byte, packetQueue)}
+		p = &peer{id: id, queue: make(chan datagram, packetQueue)}
 		t.peers[id] = p
 		t.gossip[gossipAddr(id)] = id
 	}
@@ -1030,7 +1049,6 @@ func (t *transport) serve(c *conn) {
 				if err != nil {
 					return
 				}
-				c.touch()
 				t.onDatagram(c.peer.id, b)
 			}
 		})
@@ -1124,7 +1142,7 @@ func (t *transport) reap() {
 		why  string
 	}
 	var close []doomed
-	var probe []*conn
+	var probe, idle []*conn
 	t.mu.Lock()
 	for _, p := range t.peers {
 		for class := range p.links {
@@ -1144,7 +1162,17 @@ func (t *transport) reap() {
 					}
 				case i == len(l.conns)-1 && !busy && c.idleFor() > limit:
 					close = append(close, doomed{c, closeIdle, "idle"})
+				case !busy && Class(class) == Urgent:
+					idle = append(idle, c)
 				}
+			}
+		}
+	}
+	if extra := len(idle) - t.maxIdle; extra > 0 {
+		slices.SortFunc(idle, func(a, b *conn) int { return cmp.Compare(b.idleFor(), a.idleFor()) })
+		for _, c := range idle[:extra] {
+			if c.idleFor() > reapInterval {
+				close = append(close, doomed{c, closeIdle, "unused for longer than others"})
 			}
 		}
 	}
@@ -1255,7 +1283,8 @@ const packetQueue = 64
 
 // send queues a datagram for a peer. It never blocks: gossip counts on that,
 // and on losing packets now and then.
-func (t *transport) send(id NodeID, b []byte) {
+// Only a personal one counts as use of the connection.
+func (t *transport) send(id NodeID, b []byte, personal bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.peers[id]
@@ -1266,7 +1295,7 @@ func (t *transport) send(id NodeID, b []byte) {
 		return // it was not there a moment ago
 	}
 	select {
-	case p.queue <- b:
+	case p.queue <- datagram{b, personal}:
 	default:
 		return
 	}
@@ -1288,7 +1317,7 @@ func (t *transport) sendLoop(p *peer) {
 	defer idle.Stop()
 	for {
 		select {
-		case b := <-p.queue:
+		case d := <-p.queue:
 			idle.Reset(linger)
 			c, err := t.connect(t.ctx, p.id, Urgent)
 			if err != nil {
@@ -1298,9 +1327,11 @@ func (t *transport) sendLoop(p *peer) {
 				}
 				continue
 			}
-			c.touch()
-			if err := c.q.SendDatagram(b); err != nil && c.alive() {
-				t.log.Debug("datagram not sent", "peer", p.id, "bytes", len(b), "err", err)
+			if d.personal {
+				c.touch()
+			}
+			if err := c.q.SendDatagram(d.b); err != nil && c.alive() {
+				t.log.Debug("datagram not sent", "peer", p.id, "bytes", len(d.b), "err", err)
 			}
 		case <-idle.C:
 			t.mu.Lock()
@@ -1313,6 +1344,48 @@ func (t *transport) sendLoop(p *peer) {
 			idle.Reset(linger)
 		case <-t.ctx.Done():
 			return
+		}
+	}
+}
+
+// gossipTo returns whom to give news that were meant for id: id itself if it is
+// connected or there are few neighbours yet, else some neighbour. memberlist
+// picks nodes at random among all; calling each of them would make every node
+// keep a connection to every other. Neighbours change all the time, since
+// probes go round among all nodes and leave connections behind.
+func (t *transport) gossipTo(id NodeID) NodeID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[id]
+	if p == nil || p.failing || p.links[Urgent].current() != nil {
+		return id // one that fails may have to hear that it is taken for dead
+	}
+	neighbours, some := 0, id
+	for _, o := range t.peers {
+		if o.links[Urgent].current() == nil {
+			continue
+		}
+		neighbours++
+		if rand.IntN(neighbours) == 0 {
+			some = o.id
+		}
+		if neighbours >= 2*t.neighbours {
+			break
+		}
+	}
+	if neighbours < t.neighbours {
+		return id
+	}
+	return some
+}
+
+// used notes that a peer has sent something that was meant for this node.
+func (t *transport) used(id NodeID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.peers[id]; p != nil {
+		if c := p.links[Urgent].current(); c != nil {
+			c.touch()
 		}
 	}
 }
