@@ -316,6 +316,7 @@ func (m *moveIn) takeIn(intake *pager.Intake) {
 	ctx, cancel := context.WithCancel(m.ctx)
 	defer cancel()
 	m.tasks.Go(func() { m.reportProgress(ctx, func() uint64 { return intake.BytesIn() }) })
+	m.tasks.Go(func() { m.n.paths.watch(ctx, intake.BytesIn) })
 	d := dialer{m.n, m.from}
 	if err := intake.Run(m.ctx, d.Bulk); err != nil && m.ctx.Err() == nil {
 		// What did not come now comes after the commit.
@@ -338,6 +339,7 @@ func (m *moveIn) fill(table []byte) {
 	ctx, cancel := context.WithCancel(m.ctx)
 	defer cancel()
 	m.tasks.Go(func() { m.reportProgress(ctx, func() uint64 { return sink.Stats().BytesIn }) })
+	m.tasks.Go(func() { m.n.paths.watch(ctx, func() uint64 { return sink.Stats().BytesIn }) })
 	if err := sink.Run(ctx, dialer{m.n, m.from}); err != nil {
 		m.feed(handover.FillFailed{Reason: err.Error()})
 		return
@@ -489,7 +491,10 @@ func (m *moveIn) drain() {
 	if !w.memoryIn.hold() {
 		return // it has ended and said so
 	}
+	watched, stop := context.WithCancel(m.ctx)
+	m.tasks.Go(func() { m.n.paths.watch(watched, func() uint64 { return sink.Stats().BytesIn }) })
 	err := sink.Run(m.ctx, dialer{m.n, m.from})
+	stop()
 	w.memoryIn.release()
 	switch {
 	case m.ctx.Err() != nil:

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -22,6 +23,8 @@ const (
 	pingTimeout = 2 * time.Second
 	// rateFrom is the least that must have crossed to say what a path carries.
 	rateFrom = 1 << 20
+	// rateWindow is over how long arriving bytes are counted to tell a rate.
+	rateWindow = time.Second
 )
 
 // paths knows what moves have shown of the way to other nodes. The zero value
@@ -29,6 +32,66 @@ const (
 type paths struct {
 	mu    sync.Mutex
 	rates map[mesh.NodeID]float64 // bytes a second, of the last move there
+	up    seenRate
+	down  seenRate
+}
+
+// A seenRate is what this node's link has carried of late in one direction, in
+// bytes a second; 0 is nothing seen. What a link has carried it can carry, and
+// what it did not carry need not have been its fault: so it rises fast and
+// falls slowly.
+type seenRate float64
+
+func (r *seenRate) observe(rate float64) {
+	switch {
+	case *r == 0:
+		*r = seenRate(rate)
+	case rate > float64(*r):
+		*r += (seenRate(rate) - *r) / 2
+	default:
+		*r += (seenRate(rate) - *r) / 8
+	}
+}
+
+// seen returns the rates that this node's link has shown, up and down, in KiB
+// a second.
+func (p *paths) seen() (up, down uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	kib := func(r seenRate) uint32 { return uint32(min(float64(r)/1024, math.MaxUint32)) }
+	return kib(p.up), kib(p.down)
+}
+
+// watch counts what a transfer receives until ctx is done.
+func (p *paths) watch(ctx context.Context, received func() uint64) {
+	tick := time.NewTicker(rateWindow)
+	defer tick.Stop()
+	at, had := time.Now(), received()
+	look := func() {
+		now, have := time.Now(), received()
+		p.arrived(have-min(had, have), now.Sub(at))
+		at, had = now, have
+	}
+	for {
+		select {
+		case <-tick.C:
+			look()
+		case <-ctx.Done():
+			look() // most transfers are over within a window
+			return
+		}
+	}
+}
+
+// arrived takes in what came within a time. A little of it says only that there
+// was no more to send.
+func (p *paths) arrived(bytes uint64, in time.Duration) {
+	if bytes < rateFrom || in <= 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.down.observe(float64(bytes) / in.Seconds())
 }
 
 func (p *paths) rate(to mesh.NodeID) float64 {
@@ -44,6 +107,7 @@ func (p *paths) learn(to mesh.NodeID, rate float64) {
 		p.rates = make(map[mesh.NodeID]float64)
 	}
 	p.rates[to] = rate
+	p.up.observe(rate)
 }
 
 // facts finds out what is known of the way to a node; it takes a round trip.
