@@ -16,6 +16,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/time/rate"
+
 	"meshnode/mesh"
 	"meshnode/node/control"
 )
@@ -323,6 +325,58 @@ func (n *Node) memoryFree() uint64 {
 		claimed += w.MemoryLimit
 	}
 	return min(free, total-min(claimed, total))
+}
+
+// vitals are what changes all the time of what a node says of itself.
+type vitals struct {
+	free     uint32 // MiB of memory for new workers
+	load     uint8  // percent
+	up, down uint32 // KiB a second seen on the link
+}
+
+// differ reports whether v is so far from what the others were told that they
+// should hear of it now: a tenth of the processors, a sixteenth of the memory,
+// an eighth of a rate. Smaller changes are not worth a round of gossip each.
+func (v vitals) differ(r *mesh.Record) bool {
+	apart := func(a, b uint32) uint32 { return max(a, b) - min(a, b) }
+	return apart(uint32(v.load), uint32(r.Load)) >= 10 || apart(v.free, r.MemoryFree) > r.MemoryFree/16 ||
+		apart(v.up, r.Uplink) > r.Uplink/8 || apart(v.down, r.Downlink) > r.Downlink/8
+}
+
+// A teller says when a node tells its vitals. What one node tells all others
+// hear and pass on a dozen times, so both rules make room for a large mesh: all
+// nodes together tell no more than one record in tellRefreshShare when nothing
+// happens, and one in tellChangeShare when all of them change all the time.
+type teller struct {
+	told    time.Time
+	changes *rate.Limiter
+}
+
+const (
+	// A change is told at once, but tellBurst of them at most and then one in
+	// tellChange, or in tellChangeShare for each member.
+	tellBurst       = 3
+	tellChange      = 2 * time.Second
+	tellChangeShare = 50 * time.Millisecond
+	// What has hardly changed is told in every tellRefresh, or in
+	// tellRefreshShare for each member.
+	tellRefresh      = 30 * time.Second
+	tellRefreshShare = time.Second
+)
+
+func newTeller() *teller {
+	return &teller{changes: rate.NewLimiter(rate.Every(tellChange), tellBurst)}
+}
+
+// due reports whether to tell v now, in a mesh of so many nodes, to which r was
+// told before.
+func (t *teller) due(v vitals, r *mesh.Record, nodes int, now time.Time) bool {
+	t.changes.SetLimitAt(now, rate.Every(max(tellChange, time.Duration(nodes)*tellChangeShare)))
+	if now.Sub(t.told) < max(tellRefresh, time.Duration(nodes)*tellRefreshShare) && !(v.differ(r) && t.changes.AllowN(now, 1)) {
+		return false
+	}
+	t.told = now
+	return true
 }
 
 // A cpuUse turns counters of CPU time into a load. Each look counts as much as

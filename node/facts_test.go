@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"meshnode/mesh"
 	"meshnode/node/control"
+	"meshnode/placement"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -139,4 +141,116 @@ func FuzzParseCapabilities(f *testing.F) {
 			t.Errorf("%s became %s", again, twice)
 		}
 	})
+}
+
+// A node that begins or ceases to work hard says so at its first look, and the
+// others then know its load to within a tenth as soon as it is steady again. One
+// that goes on as it is says so seldom, and one that changes all the time is held
+// back.
+func TestVitalsAreToldInTime(t *testing.T) {
+	var r mesh.Record
+	var use cpuUse
+	var busy, all uint64
+	now := time.Unix(1e9, 0)
+	tell, nodes := newTeller(), 4
+	// look goes on for an interval at a load, and reports whether it was told.
+	look := func(load uint64) bool {
+		now = now.Add(recordInterval)
+		busy, all = busy+load, all+100
+		v := vitals{free: 4000, load: use.percent(busy, all)}
+		due := tell.due(v, &r, nodes, now)
+		if due {
+			r.MemoryFree, r.Load = v.free, v.load
+		}
+		return due
+	}
+	for range 10 {
+		look(5)
+	}
+	told := 0
+	for i := range 300 {
+		if look(5 + uint64(i%5)) {
+			told++
+		}
+	}
+	if told != 10 {
+		t.Errorf("told %d times in five minutes that nothing happens, want every %v", told, tellRefresh)
+	}
+	if !look(95) {
+		t.Error("a node under load did not say so at once")
+	}
+	for range 5 {
+		look(95)
+	}
+	if r.Load < 85 {
+		t.Errorf("told of a load of %d %%, it is 95 %%", r.Load)
+	}
+	for range 5 {
+		look(95)
+	}
+	if !look(0) {
+		t.Error("a node that is idle again did not say so at once")
+	}
+	for _, nodes = range []int{4, 200} {
+		told = 0
+		const minutes = 10
+		for i := range minutes * 60 {
+			if look(uint64(i / 2 % 2 * 100)) {
+				told++
+			}
+		}
+		most := int(minutes*time.Minute/max(tellChange, time.Duration(nodes)*tellChangeShare)) + tellBurst + 20
+		if told > most || told < most/4 {
+			t.Errorf("a load that goes up and down was told %d times in %d minutes among %d nodes, at most %d", told, minutes, nodes, most)
+		}
+	}
+}
+
+func TestVitalsDiffer(t *testing.T) {
+	r := mesh.Record{MemoryFree: 4000, Load: 50, Uplink: 1000, Downlink: 1000}
+	same := vitals{free: 4000, load: 50, up: 1000, down: 1000}
+	for _, c := range []struct {
+		name   string
+		change func(*vitals)
+		want   bool
+	}{
+		{"nothing", func(*vitals) {}, false},
+		{"a little of all", func(v *vitals) { v.free, v.load, v.up, v.down = 3800, 58, 1100, 900 }, false},
+		{"memory", func(v *vitals) { v.free = 3000 }, true},
+		{"load", func(v *vitals) { v.load = 40 }, true},
+		{"uplink", func(v *vitals) { v.up = 2000 }, true},
+		{"downlink", func(v *vitals) { v.down = 500 }, true},
+	} {
+		v := same
+		c.change(&v)
+		if got := v.differ(&r); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+	if first := (vitals{up: 1}); !first.differ(&mesh.Record{}) {
+		t.Error("a first rate is nothing new")
+	}
+}
+
+// A node's place and rates reach the placement view as they are, and no place
+// is none there too.
+func TestPlacementNodeHasPlace(t *testing.T) {
+	heard := time.Unix(1e9, 0)
+	m := mesh.Member{ID: "a", Heard: heard, Record: mesh.Record{
+		Uplink: 1000, Downlink: 2000,
+		Coordinate: mesh.Coordinate{Vec: [mesh.Dimensions]float64{0.01, -0.02, 0.03}, Height: 0.004, Adjustment: 0.001, Error: 0.2},
+	}}
+	n := &Node{}
+	got := n.placementNode(m, heard.Add(time.Second))
+	want := placement.Coordinate{Vec: [placement.Dimensions]float64{0.01, -0.02, 0.03}, Height: 0.004, Adjustment: 0.001, Error: 0.2}
+	stamp := placement.Stamp{At: heard, From: placement.Claimed}
+	if got.Coordinate != want || got.CoordinateAt != stamp {
+		t.Errorf("coordinate %+v at %v, want %+v at %v", got.Coordinate, got.CoordinateAt, want, stamp)
+	}
+	if got.Uplink != 1000<<10 || got.Downlink != 2000<<10 || got.LinkAt != stamp {
+		t.Errorf("rates %v and %v at %v", got.Uplink, got.Downlink, got.LinkAt)
+	}
+	if got := n.placementNode(mesh.Member{ID: "b"}, heard); got.Coordinate != (placement.Coordinate{}) || got.CoordinateAt != (placement.Stamp{}) {
+		t.Errorf("a node without a place is at %+v", got.Coordinate)
+	}
 }

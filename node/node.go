@@ -88,11 +88,8 @@ const (
 	// so long and so many.
 	journalAge     = 30 * 24 * time.Hour
 	journalRecords = 10_000
-	// recordInterval is how often a node looks at its load and free memory, and
-	// recordRefresh how often it tells them even if they changed little, so that
-	// others know how old at most what they know is.
-	recordInterval = 2 * time.Second
-	recordRefresh  = 30 * time.Second
+	// recordInterval is how often a node looks at its load and free memory.
+	recordInterval = time.Second
 )
 
 // ErrRestart is what Run returns when the node has joined another mesh: make a
@@ -451,22 +448,21 @@ func (n *Node) paging() control.Paging {
 func (n *Node) keepRecord(ctx context.Context) {
 	t := time.NewTicker(recordInterval)
 	defer t.Stop()
-	var told time.Time
 	var use cpuUse
+	tell := newTeller()
 	for {
 		now := time.Now()
-		free := n.memoryFree()
-		load := use.percent(n.cfg.cpuTimes())
+		v := vitals{free: uint32(n.memoryFree() >> 20), load: use.percent(n.cfg.cpuTimes())}
+		v.up, v.down = n.paths.seen()
 		n.mu.Lock()
-		n.load = float64(load) / 100
+		n.load = float64(v.load) / 100
 		n.mu.Unlock()
 		// Others are to count those who are on their way.
-		load = uint8(min(100, float64(load)+100*n.bookedLoad()))
+		v.load = uint8(min(100, float64(v.load)+100*n.bookedLoad()))
+		size := n.mesh.Size()
 		n.mesh.UpdateRecord(func(r *mesh.Record) {
-			mib := uint32(free >> 20)
-			// Small changes are not worth a round of gossip each.
-			if now.Sub(told) >= recordRefresh || absDiff(mib, r.MemoryFree) > r.MemoryFree/16 || absDiff(uint32(load), uint32(r.Load)) >= 10 {
-				r.MemoryFree, r.Load, told = mib, load, now
+			if tell.due(v, r, size, now) {
+				r.MemoryFree, r.Load, r.Uplink, r.Downlink = v.free, v.load, v.up, v.down
 			}
 		})
 		select {
@@ -476,8 +472,6 @@ func (n *Node) keepRecord(ctx context.Context) {
 		}
 	}
 }
-
-func absDiff(a, b uint32) uint32 { return max(a, b) - min(a, b) }
 
 // worker returns a worker at home here, or nil.
 func (n *Node) worker(id string) *worker {

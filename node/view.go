@@ -18,10 +18,11 @@ import (
 	"meshnode/placement/manifest"
 )
 
-// The placement view is put together from four sources, each with its age:
+// The placement view is put together from five sources, each with its age:
 //
 //	gossiped records     tier, load, free memory, speed, cordon; as old as the record's arrival
 //	capability documents labels, interfaces, promises; fetched when the digest changed
+//	coordinates          in the records: a first idea of the round trips between any two nodes
 //	round trips          measured from here and from the nodes where users enter, when asked for
 //	the directory        how many workers of which app are where
 //
@@ -176,6 +177,9 @@ func (n *Node) view(ctx context.Context, entries []mesh.NodeID) (v *placement.Vi
 	return v, notes, err
 }
 
+// A coordinate of the mesh must fit into one of the placement.
+var _ [placement.Dimensions - mesh.Dimensions]struct{}
+
 // placementNode is what is known of a member.
 func (n *Node) placementNode(m mesh.Member, now time.Time) placement.Node {
 	r := &m.Record
@@ -193,6 +197,12 @@ func (n *Node) placementNode(m mesh.Member, now time.Time) placement.Node {
 		Labels: caps.Labels, Interfaces: caps.Interfaces, Accelerators: caps.Accelerators, Cordoned: r.Cordoned, Facts: claimed,
 		Speed: float64(r.Speed), SpeedAt: claimed,
 		MemoryFree: int64(r.MemoryFree) << 20, Load: float64(r.Load) / 100, LoadAt: claimed,
+		Uplink: float64(r.Uplink) * 1024, Downlink: float64(r.Downlink) * 1024, LinkAt: claimed,
+	}
+	if c := r.Coordinate; c.Known() {
+		p.Coordinate = placement.Coordinate{Height: c.Height, Adjustment: c.Adjustment, Error: c.Error}
+		copy(p.Coordinate.Vec[:], c.Vec[:]) // what dimensions there are more stay 0
+		p.CoordinateAt = claimed
 	}
 	if m.Self && r.Speed > 0 {
 		p.SpeedAt = placement.Stamp{At: caps.SpeedAt, From: placement.Measured}
