@@ -65,17 +65,24 @@ func (b backend) Status(context.Context) (control.Status, error) {
 func (b backend) Nodes(context.Context) ([]control.Node, error) {
 	var ns []control.Node
 	for _, m := range b.n.mesh.Members() {
-		ns = append(ns, describeNode(m))
+		ns = append(ns, b.n.describeNode(m))
 	}
 	return ns, nil
 }
 
-func describeNode(m mesh.Member) control.Node {
+func (n *Node) describeNode(m mesh.Member) control.Node {
 	r := m.Record
 	c := control.Node{
 		ID: string(m.ID), Name: r.Name, Self: m.Self, Tier: r.Tier.String(), State: m.State.String(), Since: m.Since,
 		OS: r.OS, Arch: r.Arch, Cores: int(r.Cores), MemoryFreeBytes: uint64(r.MemoryFree) << 20,
 		LoadPercent: int(r.Load), Engine: r.Engine, Paging: r.Paging, Cordoned: r.Cordoned, Speed: r.Speed,
+		UplinkBytesPerSec: float64(r.Uplink) * 1024, DownlinkBytesPerSec: float64(r.Downlink) * 1024, RTTMs: control.Millis(m.RTT),
+	}
+	if self, ok := n.mesh.Member(n.id); ok && !m.Self {
+		if est, ok := self.Record.Coordinate.RTT(r.Coordinate); ok {
+			c.RTTEstimateMs = control.Millis(est)
+			c.RTTErrorShare = (self.Record.Coordinate.Error + r.Coordinate.Error) / 2
+		}
 	}
 	if !m.Heard.IsZero() {
 		c.AgeMs = control.Millis(time.Since(m.Heard))
@@ -121,7 +128,7 @@ func (b backend) Node(ctx context.Context, ref string) (control.Node, error) {
 	if err != nil {
 		return control.Node{}, err
 	}
-	c := describeNode(m)
+	c := b.n.describeNode(m)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if doc, err := b.n.mesh.Document(ctx, m.ID); err != nil {

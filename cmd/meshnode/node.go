@@ -185,6 +185,13 @@ func nodeTable(w io.Writer, n control.Node) {
 	if n.Speed > 0 {
 		field(w, "speed", fmt.Sprintf("%d calibration events/s on a core", n.Speed))
 	}
+	field(w, "round trip", roundTrip(n))
+	if n.UplinkBytesPerSec > 0 {
+		field(w, "uplink seen", linkRate(n.UplinkBytesPerSec))
+	}
+	if n.DownlinkBytesPerSec > 0 {
+		field(w, "downlink seen", linkRate(n.DownlinkBytesPerSec))
+	}
 	field(w, "engine", freeText(n.Engine))
 	field(w, "paging", freeText(n.Paging))
 	field(w, "labels", labelText(n.Labels))
@@ -232,6 +239,19 @@ func nodeTable(w io.Writer, n control.Node) {
 	}
 }
 
+// roundTrip says how far a node is from the one that answers, by QUIC and by
+// the coordinates.
+func roundTrip(n control.Node) string {
+	var parts []string
+	if n.RTTMs > 0 {
+		parts = append(parts, millis(n.RTTMs))
+	}
+	if n.RTTEstimateMs > 0 {
+		parts = append(parts, fmt.Sprintf("%s by coordinates, give or take %.0f%%", millis(n.RTTEstimateMs), 100*n.RTTErrorShare))
+	}
+	return strings.Join(parts, "; ")
+}
+
 func (a *app) pingCommand() *cobra.Command {
 	count := 3
 	timeout := durationValue{}
@@ -272,3 +292,5 @@ second apart, and prints each with the endpoint that it went to.`,
 	cmd.Flags().Var(&timeout, "timeout", "how long to wait in all (default: a second each and ten more)")
 	return cmd
 }
+
+func linkRate(bytesPerSecond float64) string { return fmt.Sprintf("%.1f Mbit/s", bytesPerSecond*8/1e6) }

@@ -137,8 +137,19 @@ type Node struct {
 	Cordoned bool `json:"cordoned,omitempty"`
 	// Speed is how many calibration events a core handles in a second; only
 	// ratios of it mean anything. 0 is not measured yet.
-	Speed          uint32 `json:"speed,omitempty"`
-	DocumentDigest string `json:"documentDigest,omitempty"`
+	Speed uint32 `json:"speed,omitempty"`
+	// UplinkBytesPerSec and DownlinkBytesPerSec are the rates that moves have
+	// shown of its link of late; 0 is none seen.
+	UplinkBytesPerSec   float64 `json:"uplinkBytesPerSec,omitempty"`
+	DownlinkBytesPerSec float64 `json:"downlinkBytesPerSec,omitempty"`
+	// RTTMs is QUIC's smoothed round trip from the node that answers, where
+	// there is a connection; RTTEstimateMs what the coordinates of both say,
+	// where they have any. RTTErrorShare is by how much that is expected to be
+	// off, as a part of it.
+	RTTMs          float64 `json:"rttMs,omitempty"`
+	RTTEstimateMs  float64 `json:"rttEstimateMs,omitempty"`
+	RTTErrorShare  float64 `json:"rttErrorShare,omitempty"`
+	DocumentDigest string  `json:"documentDigest,omitempty"`
 	// AgeMs is how old the record of all of the above is; 0 for the node that
 	// answers.
 	AgeMs float64 `json:"ageMs,omitempty"`

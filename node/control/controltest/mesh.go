@@ -200,11 +200,16 @@ func (b *Backend) Status(context.Context) (control.Status, error) {
 }
 
 func (b *Backend) describe(of *Backend) control.Node {
-	return control.Node{
+	n := control.Node{
 		ID: of.id, Name: of.name, Self: of == b, Tier: "edge", State: "alive", Since: of.started,
 		Endpoint: "127.0.0.1:7946", OS: "linux", Arch: "amd64", Cores: 2, MemoryFreeBytes: 1 << 30,
 		Cordoned: of.cordoned, Labels: maps.Clone(of.labels),
+		UplinkBytesPerSec: 12.5e6, DownlinkBytesPerSec: 25e6,
 	}
+	if of != b {
+		n.RTTMs, n.RTTEstimateMs, n.RTTErrorShare = 1, 1.2, 0.25
+	}
+	return n
 }
 
 // Nodes implements control.Backend.
