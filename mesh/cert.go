@@ -172,6 +172,16 @@ func verifyMember(leaf, ca *x509.Certificate, now time.Time) (peerCert, error) {
 	return p, nil
 }
 
+// verifyNode is verifyMember for whom only a node may be: a client's
+// certificate is [ErrNotNode].
+func verifyNode(leaf, ca *x509.Certificate, now time.Time) (peerCert, error) {
+	p, err := verifyMember(leaf, ca, now)
+	if err == nil && !p.tier.node() {
+		err = fmt.Errorf("%w: %s is of tier %v", ErrNotNode, p.id, p.tier)
+	}
+	return p, err
+}
+
 // parseCA parses a CA certificate and checks that it is one and signed itself.
 func parseCA(der []byte) (*x509.Certificate, error) {
 	ca, err := x509.ParseCertificate(der)

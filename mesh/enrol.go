@@ -501,7 +501,7 @@ func (j *joiner) check(q *quic.Conn) (*x509.Certificate, NodeID, error) {
 		if err != nil {
 			return nil, "", err
 		}
-		p, err := verifyMember(chain[0], ca, time.Now())
+		p, err := verifyNode(chain[0], ca, time.Now())
 		return ca, p.id, err
 	}
 	return nil, "", fmt.Errorf("%w: the token's mesh is %x..., not the one that answers", ErrForeignMesh, j.tok.pin[:4])

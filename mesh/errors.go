@@ -47,6 +47,10 @@ var (
 	// way round.
 	ErrForeignMesh = errors.New("the other side belongs to another mesh")
 
+	// ErrNotNode means that a certificate of this mesh is a client's, where a
+	// node's is needed.
+	ErrNotNode = errors.New("the certificate is a client's, not a node's")
+
 	// ErrNotMesh means that something answered which does not speak the
 	// meshnode protocols.
 	ErrNotMesh = errors.New("the other side does not speak meshnode")

@@ -55,7 +55,7 @@ func Found(cfg FoundConfig) (*Membership, error) {
 	if cfg.Tier == 0 {
 		cfg.Tier = Device
 	}
-	if !cfg.Tier.Valid() {
+	if !cfg.Tier.node() {
 		return nil, fmt.Errorf("found mesh: %w: %v", ErrMalformed, cfg.Tier)
 	}
 	id, err := prepareDir(cfg.Dir)

@@ -283,8 +283,8 @@ type Ping struct {
 }
 
 // A Mesh is this node's part in its mesh. [New] makes one, [Mesh.Run] lives
-// it. Its methods are safe for concurrent use, except that Handle and OnMember
-// must be called before Run.
+// it. Its methods are safe for concurrent use, except that Handle, HandleClient
+// and OnMember must be called before Run.
 type Mesh struct {
 	cfg    Config
 	ms     *Membership
@@ -337,6 +337,9 @@ func New(cfg Config) (*Mesh, error) {
 	ms, err := LoadMembership(cfg.Dir)
 	if err != nil {
 		return nil, err
+	}
+	if !ms.Tier.node() {
+		return nil, fmt.Errorf("%s: %w", cfg.Dir, ErrNotNode)
 	}
 	m := &Mesh{
 		cfg: cfg, ms: ms, log: cfg.Log,
@@ -514,14 +517,21 @@ func (m *Mesh) Endpoints() []netip.AddrPort { return m.ownEndpoints() }
 // Handle makes h serve the streams peers open for protocol, a name of 1 to 32
 // printable ASCII characters that does not begin with "mesh/". It must be
 // called before Run.
-func (m *Mesh) Handle(protocol string, h Handler) {
+func (m *Mesh) Handle(protocol string, h Handler) { handle(m.t.handlers, protocol, h) }
+
+// HandleClient is Handle for streams that clients open (see
+// [ClientTransport]). They reach nothing else. Stream.Peer is then the client's
+// id.
+func (m *Mesh) HandleClient(protocol string, h Handler) { handle(m.t.clientHandlers, protocol, h) }
+
+func handle(handlers map[string]Handler, protocol string, h Handler) {
 	if err := checkProtocol(protocol); err != nil {
 		panic(err) // our own names
 	}
-	if strings.HasPrefix(protocol, "mesh/") || m.t.handlers[protocol] != nil {
+	if strings.HasPrefix(protocol, "mesh/") || handlers[protocol] != nil {
 		panic("mesh: protocol " + protocol + " is taken")
 	}
-	m.t.handlers[protocol] = h
+	handlers[protocol] = h
 }
 
 // Open opens a stream to a peer, connecting first if need be; ctx bounds that,

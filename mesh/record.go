@@ -11,7 +11,8 @@ import (
 	"github.com/zeebo/blake3"
 )
 
-// A Tier says where in the continuum a node stands.
+// A Tier says where in the continuum a node stands, or that the holder of a
+// certificate is no node at all.
 type Tier uint8
 
 // The tiers. Numbers travel; they are only ever appended.
@@ -19,6 +20,9 @@ const (
 	Device Tier = 1
 	Edge   Tier = 2
 	Cloud  Tier = 3
+	// Client is for programs that talk to workers through nodes; see
+	// [ClientTransport]. No node has it, and no node talks to another that does.
+	Client Tier = 4
 )
 
 func (t Tier) String() string {
@@ -29,21 +33,26 @@ func (t Tier) String() string {
 		return "edge"
 	case Cloud:
 		return "cloud"
+	case Client:
+		return "client"
 	}
 	return fmt.Sprintf("tier(%d)", uint8(t))
 }
 
 // Valid reports whether t is one of the tiers.
-func (t Tier) Valid() bool { return t >= Device && t <= Cloud }
+func (t Tier) Valid() bool { return t >= Device && t <= Client }
 
-// ParseTier returns the tier called s: device, edge or cloud.
+// node reports whether t is one that nodes have.
+func (t Tier) node() bool { return t >= Device && t <= Cloud }
+
+// ParseTier returns the tier called s: device, edge, cloud or client.
 func ParseTier(s string) (Tier, error) {
-	for t := Device; t <= Cloud; t++ {
+	for t := Device; t <= Client; t++ {
 		if s == t.String() {
 			return t, nil
 		}
 	}
-	return 0, fmt.Errorf("%w: tier %q is none of device, edge, cloud", ErrMalformed, s)
+	return 0, fmt.Errorf("%w: tier %q is none of device, edge, cloud, client", ErrMalformed, s)
 }
 
 // MarshalText implements encoding.TextMarshaler.
@@ -155,7 +164,7 @@ func (r *Record) Validate() error {
 	if !printable(r.Name) || r.Name == "" || len(r.Name) > maxName {
 		return bad("name must have 1 to %d printable bytes, got %q", maxName, clip(r.Name, 80))
 	}
-	if !r.Tier.Valid() {
+	if !r.Tier.node() {
 		return bad("tier %d", r.Tier)
 	}
 	for _, w := range [...]struct{ name, s string }{

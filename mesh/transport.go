@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -26,6 +27,7 @@ const (
 	alpnUrgent = "meshnode/1"
 	alpnBulk   = "meshnode-bulk/1"
 	alpnJoin   = "meshnode-join/1"
+	alpnClient = "meshnode-client/1"
 )
 
 var alpnOf = [classes]string{Urgent: alpnUrgent, Bulk: alpnBulk}
@@ -131,10 +133,12 @@ type transport struct {
 	tlsCert tls.Certificate
 	newConn *rate.Limiter
 
-	handlers   map[string]Handler
-	serveJoin  func(ctx context.Context, q *quic.Conn)
-	onDatagram func(from NodeID, b []byte) // must not block
-	endpoints  func() []netip.AddrPort     // own
+	handlers map[string]Handler
+	// clientHandlers serve the streams of clients.
+	clientHandlers map[string]Handler
+	serveJoin      func(ctx context.Context, q *quic.Conn)
+	onDatagram     func(from NodeID, b []byte) // must not block
+	endpoints      func() []netip.AddrPort     // own
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -144,6 +148,7 @@ type transport struct {
 	closed  bool
 	peers   map[NodeID]*peer
 	gossip  map[netip.Addr]NodeID // by synthetic address
+	clients map[*quic.Conn]bool   // connections of clients
 	windows map[*quic.Conn]uint64 // growth granted
 	granted uint64                // sum of windows
 }
@@ -271,10 +276,11 @@ func newTransport(ms *Membership, cfg *Config, pc net.PacketConn) *transport {
 		pc: pc, tlsCert: ms.tlsCertificate(),
 		maxIdle: maxIdleUrgent, neighbours: minNeighbours,
 		newConn:  rate.NewLimiter(newConnRate, newConnBurst),
-		handlers: make(map[string]Handler),
-		peers:    make(map[NodeID]*peer),
-		gossip:   make(map[netip.Addr]NodeID),
-		windows:  make(map[*quic.Conn]uint64),
+		handlers: make(map[string]Handler), clientHandlers: make(map[string]Handler),
+		clients: make(map[*quic.Conn]bool),
+		peers:   make(map[NodeID]*peer),
+		gossip:  make(map[netip.Addr]NodeID),
+		windows: make(map[*quic.Conn]uint64),
 	}
 	t.gate.limit = rate.NewLimiter(rate.Every(time.Second), 10)
 	crand.Read(t.boot[:])
@@ -310,10 +316,11 @@ func (t *transport) quicConfig() *quic.Config {
 }
 
 // growWindow bounds the memory that peers together can make this node hold.
+// Clients, of which there may be many, do with what a connection begins with.
 func (t *transport) growWindow(q *quic.Conn, delta uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.granted+delta > windowBudget {
+	if t.granted+delta > windowBudget || t.clients[q] {
 		return false
 	}
 	t.granted += delta
@@ -395,9 +402,13 @@ func (t *transport) serverTLS() *tls.Config {
 		SessionTicketsDisabled: true, // every connection proves its key anew
 	}
 	member := base.Clone()
-	member.NextProtos = []string{alpnUrgent, alpnBulk}
+	member.NextProtos = []string{alpnUrgent, alpnBulk, alpnClient}
 	member.ClientAuth = tls.RequireAnyClientCert
 	member.VerifyConnection = func(cs tls.ConnectionState) error {
+		if cs.NegotiatedProtocol == alpnClient {
+			_, err := verifyClient(cs, t.ms.ca)
+			return err
+		}
 		_, err := t.verify(cs)
 		return err
 	}
@@ -438,7 +449,7 @@ func (t *transport) verify(cs tls.ConnectionState) (peerCert, error) {
 	if len(cs.PeerCertificates) == 0 {
 		return peerCert{}, fmt.Errorf("%w: no certificate", ErrForeignMesh)
 	}
-	return verifyMember(cs.PeerCertificates[0], t.ms.ca, time.Now())
+	return verifyNode(cs.PeerCertificates[0], t.ms.ca, time.Now())
 }
 
 // listen begins to take packets in.
@@ -497,9 +508,13 @@ func (t *transport) close() error {
 			all = append(all, p.links[i].conns...)
 		}
 	}
+	clients := slices.Collect(maps.Keys(t.clients))
 	t.mu.Unlock()
 	t.cancel(ErrClosed)
 	var wg sync.WaitGroup
+	for _, q := range clients {
+		wg.Go(func() { q.CloseWithError(closeLeaving, "node is leaving") })
+	}
 	for _, c := range all {
 		wg.Go(func() { c.q.CloseWithError(closeLeaving, "node is leaving") })
 	}
@@ -921,6 +936,9 @@ func (t *transport) serveInbound(q *quic.Conn) {
 		t.serveJoin(t.ctx, q)
 		t.releaseWindow(q)
 		return
+	case alpnClient:
+		t.serveClient(q)
+		return
 	case alpnUrgent:
 		class = Urgent
 	case alpnBulk:
@@ -1061,12 +1079,13 @@ func (t *transport) serve(c *conn) {
 		c.streams.Add(1)
 		c.touch()
 		s := &Stream{q: q, conn: c}
-		wg.Go(func() { t.serveStream(s) })
+		wg.Go(func() { t.serveStream(s, t.handlers) })
 	}
 	t.gone(c)
 }
 
-func (t *transport) serveStream(s *Stream) {
+// serveStream has the handler of a stream's protocol serve it.
+func (t *transport) serveStream(s *Stream, handlers map[string]Handler) {
 	defer s.Close()
 	s.SetReadDeadline(time.Now().Add(headerTimeout))
 	proto, err := readHeader(s.q)
@@ -1077,7 +1096,7 @@ func (t *transport) serveStream(s *Stream) {
 	}
 	s.SetReadDeadline(time.Time{})
 	s.protocol = proto
-	h := t.handlers[proto]
+	h := handlers[proto]
 	if h == nil {
 		t.log.Debug("stream for an unknown protocol", "peer", s.Peer(), "protocol", proto)
 		s.Reset(resetUnknownProtocol)
