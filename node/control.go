@@ -139,6 +139,12 @@ func (b backend) Node(ctx context.Context, ref string) (control.Node, error) {
 			c.DocumentError = err.Error()
 		} else {
 			c.Labels, c.Interfaces, c.Accelerators, c.Promises = caps.Labels, caps.Interfaces, caps.Accelerators, caps.Promises
+			c.Kept = caps.Kept
+			if p := caps.Promises; p != nil {
+				if seen, ok := b.n.promises.movesIn(m.ID, duration(p.MoveInMs)); ok {
+					c.KeptMoveIn = recordOf(seen)
+				}
+			}
 		}
 	}
 	for _, e := range b.n.dir.list() {

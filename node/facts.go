@@ -48,7 +48,9 @@ type capabilities struct {
 	Interfaces   []string          `json:"interfaces,omitempty"`
 	Accelerators []string          `json:"accelerators,omitempty"`
 	Promises     *control.Promises `json:"promises,omitempty"`
-	Version      string            `json:"version,omitempty"`
+	// Kept is how the promises were kept, by the node's own word.
+	Kept    *control.PromiseRecords `json:"kept,omitempty"`
+	Version string                  `json:"version,omitempty"`
 }
 
 // Limits of what a node may say of itself.
@@ -57,6 +59,7 @@ const (
 	maxLabelValue = 128
 	maxInterfaces = 32
 	maxPromise    = time.Minute
+	maxCases      = 1000 // in which a promise was kept or broken
 )
 
 var labelForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$`)
@@ -109,6 +112,13 @@ func (c *capabilities) validate() error {
 		for _, ms := range []float64{p.AccessMs, p.MoveInMs, p.MoveOutMs} {
 			if !(ms >= 0 && ms <= control.Millis(maxPromise)) {
 				return fmt.Errorf("a promise of %v ms: want 0 to %v", ms, maxPromise)
+			}
+		}
+	}
+	if k := c.Kept; k != nil {
+		for _, r := range [...]*control.PromiseRecord{k.Access, k.MoveIn, k.MoveOut} {
+			if r != nil && !(r.Kept >= 0 && r.Kept <= maxCases && r.Broken >= 0 && r.Broken <= maxCases && r.BrokenMs >= 0 && r.BrokenMs <= control.Millis(maxPromise)) {
+				return fmt.Errorf("a promise kept %v and broken %v times, by %v ms: want at most %d and %v", r.Kept, r.Broken, r.BrokenMs, maxCases, maxPromise)
 			}
 		}
 	}
@@ -263,17 +273,19 @@ func (n *Node) capabilities() capabilities {
 		Speed: speed.Speed, SpeedAt: speed.At, Cordoned: n.said.cordoned(), Labels: n.said.labels(),
 		Interfaces: n.cfg.Interfaces, Accelerators: n.cfg.Accelerators, Version: n.cfg.Version.Version,
 	}
-	p := control.Promises{
-		AccessMs: control.Millis(n.cfg.PromiseAccess), MoveInMs: control.Millis(n.cfg.PromiseMoveIn), MoveOutMs: control.Millis(n.cfg.PromiseMoveOut),
-	}
+	p, k := n.promises.record()
 	if p != (control.Promises{}) {
 		c.Promises = &p
+	}
+	if k != (control.PromiseRecords{}) {
+		c.Kept = &k
 	}
 	return c
 }
 
 // advertise tells the others what has changed of this node's facts.
 func (n *Node) advertise() {
+	n.promises.telling()
 	n.mesh.UpdateRecord(func(r *mesh.Record) {
 		r.Speed, r.Cordoned = n.said.speedNow().Speed, n.said.cordoned()
 	})

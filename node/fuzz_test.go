@@ -116,7 +116,7 @@ func FuzzDeliverFrame(f *testing.F) {
 func FuzzHandoverFrame(f *testing.F) {
 	var b bytes.Buffer
 	for _, fr := range []handoverFrame{
-		{Hello: &handoverHello{Incarnation: 1}}, {Message: []byte{1}}, {Report: &moveReport{PagesDemanded: 1}},
+		{Hello: &handoverHello{Incarnation: 1}}, {Message: []byte{1}}, {Report: &moveReport{PagesDemanded: 1}}, {Blackout: 1},
 	} {
 		b.Reset()
 		if err := mesh.WriteMessage(&b, fr); err != nil {

@@ -20,6 +20,9 @@ type handoverFrame struct {
 	Hello   *handoverHello `cbor:"1,keyasint,omitempty"`
 	Message []byte         `cbor:"2,keyasint,omitempty"` // handover.Message, encoded
 	Report  *moveReport    `cbor:"3,keyasint,omitempty"`
+	// Blackout is what the source measured, for the destination, which promises
+	// how long it takes at most and cannot see it.
+	Blackout time.Duration `cbor:"4,keyasint,omitempty"`
 }
 
 type handoverHello struct {
@@ -114,6 +117,9 @@ func (l *link) send(m handover.Message) {
 
 // report queues what only this side knows.
 func (l *link) report(r moveReport) { l.put(handoverFrame{Report: &r}) }
+
+// tellBlackout queues how long the worker ran nowhere.
+func (l *link) tellBlackout(d time.Duration) { l.put(handoverFrame{Blackout: d}) }
 
 func (l *link) put(f handoverFrame) {
 	select {
@@ -311,6 +317,10 @@ func (n *Node) readMessagesOf(ctx context.Context, s *mesh.Stream, move handover
 			n.reported(s.Peer(), move, *f.Report)
 			continue
 		}
+		if f.Blackout != 0 {
+			n.movedIn(s.Peer(), move, f.Blackout)
+			continue
+		}
 		msg, err := handover.Limits{}.Decode(f.Message)
 		if errors.Is(err, handover.ErrUnknownType) {
 			n.log.Info("hand-over message ignored", "peer", s.Peer(), "error", err)
@@ -378,6 +388,24 @@ func (n *Node) tell(s *mesh.Stream, msg handover.Message) error {
 		return err
 	}
 	return mesh.WriteMessage(s, handoverFrame{Message: b})
+}
+
+// movedIn takes the source's word on how long a worker that has come ran
+// nowhere, once for each move.
+func (n *Node) movedIn(peer mesh.NodeID, move handover.MoveID, blackout time.Duration) {
+	n.mu.Lock()
+	m := n.incoming[move]
+	n.mu.Unlock()
+	if m == nil || m.from != peer || blackout < 0 {
+		return
+	}
+	m.mu.Lock()
+	first := !m.judged
+	m.judged = true
+	m.mu.Unlock()
+	if first {
+		n.promises.movedIn(blackout, time.Now())
+	}
 }
 
 // reported takes the destination's report of a move.

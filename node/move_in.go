@@ -54,6 +54,7 @@ type moveIn struct {
 	sink     *pager.Sink
 	filled   int64 // bytes of memory that came before the commit
 	w        *worker
+	judged   bool // the source has told how long the worker ran nowhere
 }
 
 func (m *moveIn) link() *link            { return m.lnk }

@@ -545,10 +545,19 @@ func (m *moveOut) finish(r handover.Result) {
 func (m *moveOut) received(msg handover.Message) {
 	if _, ok := msg.Body.(handover.Running); ok {
 		m.mu.Lock()
-		if m.running.IsZero() {
+		first := m.running.IsZero()
+		if first {
 			m.running = time.Now()
 		}
+		blackout := m.running.Sub(m.frozen)
+		// A baseline to measure against says nothing about the nodes; and after
+		// a restart the beginning is not known.
+		counts := first && !m.frozen.IsZero() && m.strategy != control.StrategyStopAndCopy
 		m.mu.Unlock()
+		if counts {
+			m.lnk.tellBlackout(blackout)
+			m.n.tasks.Go(func() { m.n.judgeMove(m.to, blackout) })
+		}
 	}
 }
 

@@ -127,6 +127,7 @@ type Node struct {
 	named     atomic.Int32 // streams of pages by name that are served
 	// documents are those of other nodes.
 	documents documents
+	promises  *promises
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 
@@ -234,6 +235,7 @@ func New(cfg Config) (n *Node, err error) {
 		return nil, err
 	}
 	n.said.setSpeed(n.speedKept(n.started))
+	n.promises = newPromises(cfg.PromiseAccess, cfg.PromiseMoveIn, cfg.PromiseMoveOut)
 	caps := n.capabilities()
 	if err := caps.validate(); err != nil {
 		return nil, err
@@ -375,6 +377,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { n.keepHouse(ctx); return nil })
 	g.Go(func() error { n.keepSpeed(ctx); return nil })
 	g.Go(func() error { n.keepPlaced(ctx); return nil })
+	g.Go(func() error { n.keepPromises(ctx); return nil })
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)

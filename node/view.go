@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"meshnode/mesh"
+	"meshnode/node/control"
 	"meshnode/pager"
 	"meshnode/placement"
 	"meshnode/placement/manifest"
@@ -92,20 +93,28 @@ func (n *Node) fetchDocuments(ctx context.Context, members []mesh.Member) {
 			continue
 		}
 		g.Go(func() error {
-			b, err := n.mesh.Document(ctx, m.ID)
-			if err != nil {
-				n.log.Debug("capability document not fetched", "node", m.ID, "error", err)
-				return nil
-			}
-			doc := document{digest: m.Record.DocumentDigest}
-			if doc.caps, doc.err = parseCapabilities(b); doc.err != nil {
-				n.log.Warn("capability document of another node is of no use", "node", m.ID, "name", m.Record.Name, "error", doc.err)
-			}
-			n.documents.put(m.ID, doc)
+			n.fetchDocument(ctx, m)
 			return nil
 		})
 	}
 	_ = g.Wait() // the goroutines return nil
+}
+
+// fetchDocument fetches a member's document unless it is here already.
+func (n *Node) fetchDocument(ctx context.Context, m mesh.Member) {
+	if _, ok := n.documents.get(m); ok {
+		return
+	}
+	b, err := n.mesh.Document(ctx, m.ID)
+	if err != nil {
+		n.log.Debug("capability document not fetched", "node", m.ID, "error", err)
+		return
+	}
+	doc := document{digest: m.Record.DocumentDigest}
+	if doc.caps, doc.err = parseCapabilities(b); doc.err != nil {
+		n.log.Warn("capability document of another node is of no use", "node", m.ID, "name", m.Record.Name, "error", doc.err)
+	}
+	n.documents.put(m.ID, doc)
 }
 
 // view puts together what is known of the mesh now, for users who enter it at
@@ -211,10 +220,16 @@ func (n *Node) placementNode(m mesh.Member, now time.Time) placement.Node {
 		p.SpeedAt = placement.Stamp{}
 	}
 	if c := caps.Promises; c != nil {
-		promise := func(ms float64) placement.Budget {
-			return placement.Budget{Promised: time.Duration(ms * float64(time.Millisecond)), Stamp: claimed}
+		var kept control.PromiseRecords
+		if caps.Kept != nil {
+			kept = *caps.Kept
 		}
-		p.Access, p.MoveIn, p.MoveOut = promise(c.AccessMs), promise(c.MoveInMs), promise(c.MoveOutMs)
+		p.Access = budgetOf(c.AccessMs, kept.Access, claimed)
+		p.MoveIn = budgetOf(c.MoveInMs, kept.MoveIn, claimed)
+		p.MoveOut = budgetOf(c.MoveOutMs, kept.MoveOut, claimed)
+		if seen, ok := n.promises.movesIn(m.ID, p.MoveIn.Promised); ok {
+			p.MoveIn = seen // better than its word
+		}
 	}
 	return p
 }

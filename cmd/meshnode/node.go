@@ -158,7 +158,19 @@ func (a *app) nodeShowCommand() *cobra.Command {
 // shown are the keys of a capability document that have lines of their own.
 var shown = map[string]bool{
 	"apiVersion": true, "kind": true, "labels": true, "interfaces": true, "accelerators": true, "promises": true,
-	"speed": true, "cordoned": true,
+	"speed": true, "cordoned": true, "kept": true,
+}
+
+// keptField says how a promise was kept.
+func keptField(w io.Writer, promise, who string, r *control.PromiseRecord) {
+	if r == nil {
+		return
+	}
+	late := ""
+	if r.Broken > 0 {
+		late = ", when not " + millis(r.BrokenMs)
+	}
+	field(w, "kept", fmt.Sprintf("%s: %.0f%% to be expected%s, %s", promise, 100*r.Credibility, late, who))
 }
 
 func nodeTable(w io.Writer, n control.Node) {
@@ -207,6 +219,12 @@ func nodeTable(w io.Writer, n control.Node) {
 			}
 		}
 	}
+	if k := n.Kept; k != nil {
+		keptField(w, "access", "by its own word", k.Access)
+		keptField(w, "move in", "by its own word", k.MoveIn)
+		keptField(w, "move out", "by its own word", k.MoveOut)
+	}
+	keptField(w, "move in", "as seen from here", n.KeptMoveIn)
 	for i, wk := range n.Workers {
 		name := "workers"
 		if i > 0 {

@@ -158,6 +158,11 @@ type Node struct {
 	Interfaces   []string          `json:"interfaces,omitempty"`
 	Accelerators []string          `json:"accelerators,omitempty"`
 	Promises     *Promises         `json:"promises,omitempty"`
+	// Kept is how the node's promises were kept by its own word, from Document;
+	// KeptMoveIn is how the one for moves in was, in those that the answering
+	// node made.
+	Kept       *PromiseRecords `json:"kept,omitempty"`
+	KeptMoveIn *PromiseRecord  `json:"keptMoveIn,omitempty"`
 	// Workers are the workers at home there, as far as the answering node
 	// knows; only where one node is asked for.
 	Workers []Worker `json:"workers,omitempty"`
@@ -175,6 +180,23 @@ type Promises struct {
 	// MoveInMs and MoveOutMs are the blackouts of workers that come and go.
 	MoveInMs  float64 `json:"moveInMs,omitempty"`
 	MoveOutMs float64 `json:"moveOutMs,omitempty"`
+}
+
+// PromiseRecords say how promises were kept; what is nil was not observed.
+type PromiseRecords struct {
+	Access  *PromiseRecord `json:"access,omitempty"`
+	MoveIn  *PromiseRecord `json:"moveIn,omitempty"`
+	MoveOut *PromiseRecord `json:"moveOut,omitempty"`
+}
+
+// A PromiseRecord counts the cases in which a promise was kept and broken, old
+// ones less and less, so that about the last 50 matter.
+type PromiseRecord struct {
+	Kept     float64 `json:"kept"`
+	Broken   float64 `json:"broken"`
+	BrokenMs float64 `json:"brokenMs,omitempty"` // the mean where it was broken
+	// Credibility is the share of cases in which it can be expected to hold, 0 to 1.
+	Credibility float64 `json:"credibility"`
 }
 
 // NodeSettings are what an operator changes of a running node; what is nil
