@@ -58,13 +58,14 @@
 //
 // and, to be run by at:
 //
-//	load [-n N] [-window W] [-every D] WORKER
+//	load [-n N] [-window W] [-every D] [-via ADDR]... WORKER
 //		A client of the counter app: N calls of `add 1` (without -n: until
 //		SIGINT, which `kill -INT name` sends) through one
 //		`meshnode worker attach`, W of them under way at a time, D apart.
 //		Fails unless the replies are in order, each one more than the one
 //		before, and the counter has grown by the number of calls. Prints
-//		the calls and the longest gap between two replies.
+//		the calls and the longest gap between two replies. With -via it is
+//		a client of the nodes at those addresses.
 //	udp echo|ping ...
 //		Plain packets, for tests of the lab itself.
 //

@@ -20,14 +20,19 @@ func loadMain() {
 	n := flag.Int("n", 0, "calls; 0 is until SIGINT")
 	window := flag.Int("window", 8, "calls under way at a time")
 	every := flag.Duration("every", 5*time.Millisecond, "between two calls")
+	var via []string
+	flag.Func("via", "a node to go through; see meshnode", func(addr string) error {
+		via = append(via, "--via", addr)
+		return nil
+	})
 	flag.Parse()
 	if flag.NArg() != 1 || *n < 0 || *window < 1 {
-		fmt.Fprintln(os.Stderr, "usage: load [-n N] [-window W] [-every D] WORKER")
+		fmt.Fprintln(os.Stderr, "usage: load [-n N] [-window W] [-every D] [-via ADDR]... WORKER")
 		os.Exit(2)
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, os.Interrupt)
-	result, err := load(flag.Arg(0), *n, *window, *every, stop)
+	result, err := load(flag.Arg(0), via, *n, *window, *every, stop)
 	fmt.Println(result)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "load:", err)
@@ -46,14 +51,14 @@ func (r loadResult) String() string {
 
 // load is a client of a counter that nobody else talks to. Because each reply
 // is the count, a call that was lost, came twice or in the wrong order shows.
-func load(worker string, n, window int, every time.Duration, stop <-chan os.Signal) (loadResult, error) {
+func load(worker string, via []string, n, window int, every time.Duration, stop <-chan os.Signal) (loadResult, error) {
 	var result loadResult
-	base, err := count(worker)
+	base, err := count(worker, via)
 	if err != nil {
 		return result, err
 	}
 
-	cmd := exec.Command("meshnode", "worker", "attach", worker)
+	cmd := exec.Command("meshnode", append([]string{"worker", "attach", worker}, via...)...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -130,7 +135,7 @@ func load(worker string, n, window int, every time.Duration, stop <-chan os.Sign
 	if result.replies != result.calls {
 		return result, fmt.Errorf("%d calls, %d replies", result.calls, result.replies)
 	}
-	final, err := count(worker)
+	final, err := count(worker, via)
 	if err != nil {
 		return result, err
 	}
@@ -141,8 +146,8 @@ func load(worker string, n, window int, every time.Duration, stop <-chan os.Sign
 }
 
 // count asks a counter for its count.
-func count(worker string) (int, error) {
-	cmd := exec.Command("meshnode", "worker", "call", worker, "get")
+func count(worker string, via []string) (int, error) {
+	cmd := exec.Command("meshnode", append([]string{"worker", "call", worker, "get"}, via...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,6 +60,13 @@ func (b backend) Status(context.Context) (control.Status, error) {
 	n.mu.Lock()
 	st.Workers = len(n.workers)
 	n.mu.Unlock()
+	for _, a := range n.attached.list() {
+		name := a.worker
+		if e, ok := n.dir.get(a.worker); ok {
+			name = e.Name
+		}
+		st.Clients = append(st.Clients, control.AttachedClient{ID: string(a.client), Worker: name, Since: a.since, RTTMs: control.Millis(a.access())})
+	}
 	return st, nil
 }
 
@@ -429,7 +437,23 @@ func (b backend) Worker(_ context.Context, ref string) (control.Worker, error) {
 	w.place.mu.Lock()
 	c.Manifest = string(w.place.text)
 	w.place.mu.Unlock()
+	b.n.describeUse(w, &c)
 	return c, nil
+}
+
+// describeUse adds who used a worker in the last minute, and what that took.
+func (n *Node) describeUse(w *worker, c *control.Worker) {
+	s := w.times.summary(time.Now())
+	c.EventMsP50, c.EventMsP99 = control.Millis(s.p50), control.Millis(s.p99)
+	for id, u := range s.users {
+		c.Users = append(c.Users, control.WorkerUsers{
+			Node: string(id), NodeName: n.nameOf(id), RatePerSecond: u.rate,
+			AccessMsP50: control.Millis(u.access.P50), AccessMsP99: control.Millis(u.access.P99),
+		})
+	}
+	slices.SortFunc(c.Users, func(a, b control.WorkerUsers) int {
+		return cmp.Or(cmp.Compare(b.RatePerSecond, a.RatePerSecond), strings.Compare(a.Node, b.Node))
+	})
 }
 
 func (b backend) Sample(ctx context.Context, ref string, length time.Duration) (control.Worker, error) {

@@ -44,10 +44,14 @@ type deliverHello struct {
 	Worker string   `cbor:"1,keyasint"`
 	Sender senderID `cbor:"2,keyasint"`
 	Base   uint64   `cbor:"3,keyasint"` // the lowest number whose reply the sender lacks
+	// From is the name of the worker that sends; empty for a client.
+	From string `cbor:"4,keyasint,omitempty"`
 }
 
 type deliverWelcome struct {
-	Epoch uint64 `cbor:"1,keyasint"`
+	Epoch uint64 `cbor:"1,keyasint,omitempty"`
+	// Worker is the worker's id, for a client that gave a name.
+	Worker string `cbor:"2,keyasint,omitempty"`
 }
 
 type deliverMessage struct {
@@ -55,7 +59,13 @@ type deliverMessage struct {
 	Call    bool   `cbor:"2,keyasint,omitempty"`
 	Payload []byte `cbor:"3,keyasint,omitempty"`
 	Acked   uint64 `cbor:"4,keyasint,omitempty"` // the sender has all replies up to here
+	// Access is the round trip between the client and the node at which it is
+	// attached, as that node measures it; 0 is not known.
+	Access time.Duration `cbor:"5,keyasint,omitempty"`
 }
+
+// maxAccess bounds the round trip to a client: what is longer is a lie.
+const maxAccess = time.Minute
 
 type deliverBye struct{}
 
@@ -105,6 +115,10 @@ func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 		n.say(s, last)
 		return
 	}
+	if f.Hello.From != "" && !validName(f.Hello.From) {
+		n.say(s, deliverFrame{Refused: &deliverRefused{Reason: "the name of the worker that sends is not valid"}})
+		return
+	}
 	o, last, err := w.inbox.attach(f.Hello.Sender, f.Hello.Base, time.Now())
 	if err != nil {
 		n.say(s, deliverFrame{Refused: &deliverRefused{Reason: err.Error()}})
@@ -115,7 +129,7 @@ func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 		return
 	}
 
-	o.entry = n.id
+	o.entry, o.from = n.id, f.Hello.From
 	if s, ok := s.(*mesh.Stream); ok {
 		o.entry = s.Peer()
 	}
@@ -167,6 +181,10 @@ func (n *Node) readMessages(w *worker, s io.Reader, o *outlet) (bye bool, err er
 			if len(m.Payload) > MaxPayload {
 				return false, fmt.Errorf("a payload of %d bytes", len(m.Payload))
 			}
+			if m.Access < 0 || m.Access > maxAccess {
+				return false, fmt.Errorf("a client %v away", m.Access)
+			}
+			o.access = m.Access
 			if err := w.inbox.push(o, m.Seq, m.Call, m.Payload, m.Acked); err != nil {
 				return false, err
 			}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"meshnode/mesh"
+	"meshnode/placement"
 )
 
 const (
@@ -20,6 +21,9 @@ type eventTime struct {
 	at    time.Time // when it ended
 	took  time.Duration
 	entry mesh.NodeID // where its sender is attached; empty for a timer
+	from  string      // the name of the worker that sent it; empty for a client
+	// access is how far from entry the client was; 0 if not known.
+	access time.Duration
 }
 
 // eventTimes remembers a worker's last events, for placement. Safe for
@@ -44,9 +48,22 @@ func (t *eventTimes) add(e eventTime) {
 // An eventSummary is what the events of the last minute were like.
 type eventSummary struct {
 	p50, p99 time.Duration
-	rate     float64                 // a second, of all events
-	entries  map[mesh.NodeID]float64 // a second, by where their senders are attached
-	last     time.Time               // zero without any
+	rate     float64                       // a second, of all events
+	users    map[mesh.NodeID]*usersSummary // clients, by where they are attached
+	peers    map[peerAt]float64            // events a second of other apps' workers
+	last     time.Time                     // zero without any
+}
+
+// A usersSummary is what the clients at one node were like.
+type usersSummary struct {
+	rate   float64 // events a second
+	access placement.RTT
+}
+
+// A peerAt is the workers of an app at one node.
+type peerAt struct {
+	app  string
+	node mesh.NodeID
 }
 
 // summary sums up the events of the last minute as of now. Rates are over the
@@ -63,7 +80,8 @@ func (t *eventTimes) summary(now time.Time) eventSummary {
 	if len(recent) == 0 {
 		return eventSummary{}
 	}
-	s := eventSummary{entries: make(map[mesh.NodeID]float64)}
+	s := eventSummary{users: make(map[mesh.NodeID]*usersSummary), peers: make(map[peerAt]float64)}
+	access := make(map[mesh.NodeID][]time.Duration)
 	oldest, took := recent[0].at, make([]time.Duration, len(recent))
 	for i, e := range recent {
 		took[i] = e.took
@@ -79,9 +97,24 @@ func (t *eventTimes) summary(now time.Time) eventSummary {
 	each := 1 / max(now.Sub(oldest).Seconds(), 1)
 	for _, e := range recent {
 		s.rate += each
-		if e.entry != "" {
-			s.entries[e.entry] += each
+		switch {
+		case e.entry == "": // a timer
+		case e.from != "":
+			s.peers[peerAt{appOf(e.from), e.entry}] += each
+		default:
+			u := s.users[e.entry]
+			if u == nil {
+				u = new(usersSummary)
+				s.users[e.entry] = u
+			}
+			u.rate += each
+			if e.access > 0 {
+				access[e.entry] = append(access[e.entry], e.access)
+			}
 		}
+	}
+	for id, rtts := range access {
+		s.users[id].access = distribution(rtts)
 	}
 	return s
 }

@@ -59,7 +59,7 @@ func FuzzImage(f *testing.F) {
 		if twice, _ := again.encode(); !bytes.Equal(out, twice) {
 			t.Fatalf("%x encodes to %x and then to %x", b, out, twice)
 		}
-		in, box := newInbox(), newOutbox(&Node{}, func(string, ...any) {})
+		in, box := newInbox(), newOutbox(&Node{}, "w", func(string, ...any) {})
 		_ = in.restore(img.Senders, time.Now()) // must not panic
 		_ = box.restore(img.Outbox)
 		_ = new(timers).restore(img.Timers)
@@ -127,5 +127,35 @@ func FuzzHandoverFrame(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var fr handoverFrame
 		_ = mesh.ReadMessage(bytes.NewReader(b), maxHandoverFrame, &fr)
+	})
+}
+
+// FuzzRelay: whatever a client sends, its access node keeps no more than a
+// window of it, and in order.
+func FuzzRelay(f *testing.F) {
+	var b bytes.Buffer
+	for _, fr := range []deliverFrame{
+		{Message: &deliverMessage{Seq: 1, Call: true, Payload: []byte("p")}},
+		{Message: &deliverMessage{Seq: 2, Acked: 1, Access: time.Second}},
+		{Ack: 1}, {Bye: &deliverBye{}},
+	} {
+		if err := mesh.WriteMessage(&b, fr); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(bytes.Clone(b.Bytes()))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s := &Sender{relays: true}
+		s.init(1)
+		s.got = 1
+		_, _ = relayMessages(bytes.NewReader(b), s)
+		if len(s.pending) > senderWindow || s.acked > s.got {
+			t.Fatalf("%d messages wait, %d acknowledged", len(s.pending), s.acked)
+		}
+		for i, m := range s.pending {
+			if m.Seq != uint64(i+1) {
+				t.Fatalf("message %d is number %d", i, m.Seq)
+			}
+		}
 	})
 }

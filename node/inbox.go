@@ -41,8 +41,10 @@ type senderID [16]byte
 type message struct {
 	sender  *sender
 	entry   mesh.NodeID // where the sender is attached
-	seq     uint64      // from 1, without gaps
-	call    bool        // the sender wants the worker's reply, not only its receipt
+	from    string      // the name of the worker that sends; empty for a client
+	access  time.Duration
+	seq     uint64 // from 1, without gaps
+	call    bool   // the sender wants the worker's reply, not only its receipt
 	payload []byte
 }
 
@@ -67,7 +69,11 @@ type sender struct {
 type outlet struct {
 	sender *sender
 	entry  mesh.NodeID // where the sender is attached; set before the first message
-	sent   uint64      // the last reply put on out
+	from   string      // as in message; set before the first
+	// access is the client's distance from entry, 0 if not known. Only the
+	// goroutine that calls push uses it.
+	access time.Duration
+	sent   uint64 // the last reply put on out
 	out    chan deliverFrame
 	// rewinding is set from when the sender was told to hold until it has gone
 	// back: what it wrote before it heard of it is passed over.
@@ -177,7 +183,7 @@ func (in *inbox) push(o *outlet, seq uint64, call bool, payload []byte, acked ui
 	o.rewinding = false
 	in.unholdLocked(o)
 	s.accepted = seq
-	in.queue = append(in.queue, &message{sender: s, entry: o.entry, seq: seq, call: call, payload: payload})
+	in.queue = append(in.queue, &message{sender: s, entry: o.entry, from: o.from, access: o.access, seq: seq, call: call, payload: payload})
 	in.bytes += len(payload)
 	in.signalLocked()
 	return nil

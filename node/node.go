@@ -9,6 +9,7 @@
 //	directory   who lives where, by gossip
 //	Sender      messages to a worker, once and in order
 //	inbox       the other end of that, at the worker's home
+//	Client      a sender's user that is no node; attach.go is its access node
 //	worker      the loop that hands events to the runner
 //	moveOut     a worker leaves: the source of a hand-over
 //	moveIn      a worker arrives: the destination
@@ -127,6 +128,7 @@ type Node struct {
 	named     atomic.Int32 // streams of pages by name that are served
 	// documents are those of other nodes.
 	documents documents
+	attached  attachments
 	promises  *promises
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
@@ -337,6 +339,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.ctx = ctx
 
 	n.mesh.Handle(protoDeliver, func(ctx context.Context, s *mesh.Stream) { n.serveDeliver(ctx, s) })
+	n.mesh.HandleClient(protoAttach, n.serveAttach)
 	n.mesh.Handle(protoModule, n.serveModule)
 	n.mesh.Handle(protoNamed, n.serveNamed)
 	n.mesh.Handle(protoHandover, n.serveHandover)

@@ -39,6 +39,7 @@ const (
 // concurrent use.
 type outbox struct {
 	node *Node
+	from string                           // the worker's name
 	log  func(format string, args ...any) // into the worker's log
 
 	mu      sync.Mutex
@@ -55,8 +56,8 @@ type outbox struct {
 	refusing bool
 }
 
-func newOutbox(n *Node, log func(string, ...any)) *outbox {
-	return &outbox{node: n, log: log, targets: make(map[string]*Sender), room: make(chan struct{}, 1)}
+func newOutbox(n *Node, from string, log func(string, ...any)) *outbox {
+	return &outbox{node: n, from: from, log: log, targets: make(map[string]*Sender), room: make(chan struct{}, 1)}
 }
 
 // full reports whether there is no room for what another event may send. If so,
@@ -122,7 +123,7 @@ func (o *outbox) add(sends []runner.Message) {
 			crand.Read(s.id[:])
 			o.targets[m.To] = s
 			if o.running {
-				s.start()
+				s.start(o.node.ctx, &o.node.tasks)
 			}
 		}
 		s.add(m.Payload)
@@ -130,7 +131,7 @@ func (o *outbox) add(sends []runner.Message) {
 }
 
 func (o *outbox) newTarget(name string) *Sender {
-	s := &Sender{node: o.node, name: name}
+	s := &Sender{node: o.node, name: name, from: o.from, follow: o.node.follow}
 	s.onReply = o.signal
 	s.onEnd = func(err error) { o.drop(s, err) }
 	return s
@@ -168,7 +169,7 @@ func (o *outbox) start() {
 	}
 	o.running = true
 	for _, s := range o.targets {
-		s.start()
+		s.start(o.node.ctx, &o.node.tasks)
 	}
 }
 

@@ -81,8 +81,7 @@ func (t *pathTimes) add(id mesh.NodeID, rtt time.Duration, now time.Time) {
 	p.at = now
 }
 
-// get returns the distribution of round trips to a node. Of few samples the
-// largest stands for the 99th percentile.
+// get returns the distribution of round trips to a node.
 func (t *pathTimes) get(id mesh.NodeID) (rtt placement.RTT, at time.Time, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -90,12 +89,19 @@ func (t *pathTimes) get(id mesh.NodeID) (rtt placement.RTT, at time.Time, ok boo
 	if p == nil {
 		return placement.RTT{}, time.Time{}, false
 	}
-	s := slices.Sorted(slices.Values(p.samples))
-	rtt.P50 = s[len(s)/2]
-	if len(s) > 2 {
-		rtt.P99 = s[len(s)-1]
+	return distribution(slices.Clone(p.samples)), p.at, true
+}
+
+// distribution sums up round trips, of which there is one at least; it sorts
+// them. Of few the largest stands for the 99th percentile, of less than three
+// there is none.
+func distribution(rtts []time.Duration) (rtt placement.RTT) {
+	slices.Sort(rtts)
+	rtt.P50 = rtts[len(rtts)/2]
+	if len(rtts) > 2 {
+		rtt.P99 = rtts[(len(rtts)*99)/100]
 	}
-	return rtt, p.at, true
+	return rtt
 }
 
 // keep forgets the paths to all nodes but these.

@@ -21,11 +21,24 @@ import (
 // in the same order. It keeps what has no reply yet and sends it again on every
 // new connection; the worker's home knows repetitions by their numbers.
 //
+// A client of this node has one here, and so has a worker that sends. A client
+// elsewhere has one in its own process, which speaks to a node, and that node
+// has another of the same id and numbers, which speaks to the home; see
+// [Client] and serveAttach.
+//
 // Send and Recv may be called concurrently with each other.
 type Sender struct {
-	node *Node
+	node *Node  // nil in a client's own process
 	name string // of the worker; looked up where worker is not known yet
 	id   senderID
+	from string // the name of the worker that sends; empty for a client
+	// follow connects s, again and again, until its context ends or the worker
+	// has: see [Node.follow].
+	follow func(ctx context.Context, s *Sender) error
+	// relays says that a client elsewhere has to acknowledge the replies;
+	// access returns how far away it is. Where access is nil, it is not known.
+	relays bool
+	access func() time.Duration
 	// onReply is called for every reply instead of keeping it for Recv, and
 	// onEnd with the reason when no more replies will come. Both may be nil.
 	onReply func()
@@ -37,6 +50,7 @@ type Sender struct {
 	bytes   int              // payload bytes in pending
 	next    uint64           // the number of the next message
 	acked   uint64           // all replies up to here have arrived
+	got     uint64           // the same; of one that relays, at this end
 	replies []reply          // arrived, and not yet taken by Recv
 	err     error            // no more replies will come
 	held    bool             // the home has no room on this connection
@@ -62,28 +76,34 @@ const ackDelay = 100 * time.Millisecond
 // nameWait is how long messages to a name that no worker has are kept.
 const nameWait = 30 * time.Second
 
-// newSender starts a sender to the worker with that id. Close ends it.
+// newSender starts a sender to the worker with that id, for a client of this
+// node. Close ends it.
 func (n *Node) newSender(worker string) *Sender {
-	s := &Sender{node: n, worker: worker}
+	s := &Sender{node: n, worker: worker, follow: n.follow, access: func() time.Duration { return localAccess }}
 	crand.Read(s.id[:])
 	s.init(1)
-	s.start()
+	s.start(n.ctx, &n.tasks)
 	return s
 }
 
+// localAccess stands for the round trip between a node and a client on the same
+// machine: some tens of microseconds over the control socket.
+const localAccess = 50 * time.Microsecond
+
 // init makes a sender whose first message has that number.
 func (s *Sender) init(first uint64) {
-	s.next, s.acked = first, first-1
+	s.next, s.acked, s.got = first, first-1, first-1
 	s.changed = make(chan struct{})
 }
 
-// start begins to deliver. After halt it may be called again.
-func (s *Sender) start() {
-	ctx, cancel := context.WithCancelCause(s.node.ctx)
+// start begins to deliver, until ctx ends, in a goroutine of tasks. After halt
+// it may be called again.
+func (s *Sender) start(ctx context.Context, tasks *sync.WaitGroup) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	s.cancel, s.done = cancel, make(chan struct{})
-	s.node.tasks.Go(func() {
+	tasks.Go(func() {
 		defer close(s.done)
-		err := s.run(ctx)
+		err := s.follow(ctx, s)
 		if errors.Is(err, errHalted) {
 			return
 		}
@@ -101,6 +121,13 @@ func (s *Sender) start() {
 // processed.
 func (s *Sender) Close() {
 	s.cancel(errClosed)
+	<-s.done
+}
+
+// halt ends the deliveries for now: the home is not told that the sender will
+// not come back.
+func (s *Sender) halt() {
+	s.cancel(errHalted)
 	<-s.done
 }
 
@@ -190,9 +217,45 @@ func (s *Sender) Recv(ctx context.Context) (reply, error) {
 	}
 }
 
-// run connects to the worker's home, again and again, until ctx ends or the
-// worker has.
-func (s *Sender) run(ctx context.Context) error {
+// take queues a message as it came from the client of a sender that relays. The
+// error is a breach of the rules by the client: it keeps to the window, which
+// is not smaller than what waits here.
+func (s *Sender) take(m deliverMessage) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case len(m.Payload) > MaxPayload:
+		return fmt.Errorf("a payload of %d bytes", len(m.Payload))
+	case m.Seq < s.next:
+		return nil
+	case m.Seq > s.next:
+		return fmt.Errorf("%w: %d after %d", errGap, m.Seq, s.next-1)
+	case s.err != nil:
+		return nil // the client is being told
+	case len(s.pending) >= senderWindow || s.bytes > 0 && s.bytes+len(m.Payload) > senderBytes:
+		return errors.New("more messages than the window allows")
+	}
+	s.addLocked(m.Call, m.Payload)
+	return nil
+}
+
+// acknowledge is what the client of a sender that relays says of the replies
+// that it has.
+func (s *Sender) acknowledge(acked uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if acked > s.got {
+		return fmt.Errorf("reply %d acknowledged, the last was %d", acked, s.got)
+	}
+	if acked > s.acked {
+		s.acked = acked
+		s.changedLocked()
+	}
+	return nil
+}
+
+// follow connects s to the worker's home, wherever that is.
+func (n *Node) follow(ctx context.Context, s *Sender) error {
 	if err := s.lookup(ctx); err != nil {
 		return err
 	}
@@ -217,7 +280,7 @@ func (s *Sender) run(ctx context.Context) error {
 			return err
 		}
 		listed = time.Now()
-		moved, welcome, err := s.converse(ctx, home)
+		moved, welcome, err := s.visit(ctx, home)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -287,17 +350,29 @@ func (s *Sender) home(hint deliverMoved) (mesh.NodeID, error) {
 // errNotListed means that gossip has not brought, or no longer has, the worker.
 var errNotListed = errors.New("the worker is not in the directory")
 
-// converse holds one connection to a home until it breaks. welcome says that
-// the home serves this sender.
-func (s *Sender) converse(ctx context.Context, home mesh.NodeID) (moved deliverMoved, welcome bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// visit holds one connection to a home until it breaks. welcome says that the
+// home serves this sender.
+func (s *Sender) visit(ctx context.Context, home mesh.NodeID) (moved deliverMoved, welcome bool, err error) {
 	st, err := s.node.openStream(ctx, home, protoDeliver, mesh.Urgent)
 	if err != nil {
 		return moved, false, err
 	}
+	return s.converse(ctx, st, s.worker)
+}
+
+// converse delivers over a stream until it breaks, and closes it.
+func (s *Sender) converse(ctx context.Context, st stream, worker string) (moved deliverMoved, welcome bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	defer st.Close()
 	stop := context.AfterFunc(ctx, func() {
+		if s.node == nil && errors.Is(context.Cause(ctx), errClosed) {
+			// The connection under the stream goes next, and what it has not
+			// delivered goes with it. The node closes the stream when it has
+			// heard the goodbye.
+			_ = st.SetDeadline(time.Now().Add(time.Second))
+			return
+		}
 		interrupt(st)
 		if errors.Is(context.Cause(ctx), errClosed) {
 			_ = st.SetWriteDeadline(time.Now().Add(time.Second)) // for the goodbye
@@ -308,7 +383,7 @@ func (s *Sender) converse(ctx context.Context, home mesh.NodeID) (moved deliverM
 	s.mu.Lock()
 	sent := s.acked // the last number written to this stream
 	s.mu.Unlock()
-	hello := &deliverHello{Worker: s.worker, Sender: s.id, Base: sent + 1}
+	hello := &deliverHello{Worker: worker, Sender: s.id, Base: sent + 1, From: s.from}
 	if err := mesh.WriteMessage(st, deliverFrame{Hello: hello}); err != nil {
 		return moved, false, err
 	}
@@ -356,6 +431,9 @@ func (s *Sender) write(ctx context.Context, st io.Writer, sent uint64) error {
 				break
 			}
 			batch[i].Acked = acked
+			if s.access != nil {
+				batch[i].Access = s.access()
+			}
 			if err := mesh.WriteMessage(st, deliverFrame{Message: &batch[i]}); err != nil {
 				return err
 			}
@@ -413,6 +491,7 @@ func (s *Sender) read(st io.Reader) (moved deliverMoved, welcome bool, err error
 		switch {
 		case f.Welcome != nil:
 			welcome = true
+			s.welcomed(f.Welcome.Worker)
 		case f.Reply != nil:
 			s.arrived(*f.Reply)
 		case f.Hold != nil:
@@ -422,13 +501,9 @@ func (s *Sender) read(st io.Reader) (moved deliverMoved, welcome bool, err error
 		case f.Moved != nil:
 			return *f.Moved, welcome, nil
 		case f.Ended != nil:
-			name := s.worker
-			if e, ok := s.node.dir.get(s.worker); ok {
-				name = e.Name
-			}
-			return moved, welcome, &endedError{worker: name, state: f.Ended.State, reason: f.Ended.Reason}
+			return moved, welcome, &endedError{worker: s.label(), state: f.Ended.State, reason: f.Ended.Reason}
 		case f.Refused != nil:
-			return moved, false, fmt.Errorf("refused: %s", f.Refused.Reason)
+			return moved, false, &refusedError{gone: f.Refused.Gone, reason: f.Refused.Reason}
 		default:
 			return moved, welcome, errors.New("an empty frame")
 		}
@@ -445,13 +520,50 @@ func (s *Sender) arrived(r reply) {
 	}
 	s.bytes -= len(s.pending[0].Payload)
 	s.pending = slices.Delete(s.pending, 0, 1)
-	s.acked = r.Seq
+	s.got = r.Seq
+	if !s.relays {
+		s.acked = r.Seq
+	}
 	if s.onReply != nil {
 		s.onReply()
 	} else {
 		s.replies = append(s.replies, r)
 	}
 	s.changedLocked()
+}
+
+// welcomed takes the id of the worker that a name has turned out to mean.
+func (s *Sender) welcomed(worker string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.worker == "" && validID(worker) {
+		s.worker = worker
+		s.changedLocked()
+	}
+}
+
+// label is what to call the worker in a message.
+func (s *Sender) label() string {
+	if s.node != nil {
+		if e, ok := s.node.dir.get(s.worker); ok {
+			return e.Name
+		}
+	}
+	return cmp.Or(s.name, s.worker)
+}
+
+// A refusedError means that a node does not serve a sender, gone that it knows
+// of no such worker.
+type refusedError struct {
+	gone   bool
+	reason string
+}
+
+func (e *refusedError) Error() string {
+	if e.gone {
+		return cmp.Or(e.reason, "refused: the worker is not known there")
+	}
+	return "refused: " + e.reason
 }
 
 // An endedError means that the worker runs nowhere any more.

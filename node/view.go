@@ -290,8 +290,13 @@ func (w *worker) factsOf(used int64, now time.Time) placement.Worker {
 	if !s.last.IsZero() {
 		p.Event = placement.EventTime{P50: s.p50, P99: s.p99, Rate: s.rate, Stamp: placement.Stamp{At: s.last, From: placement.Observed}}
 	}
-	for id, rate := range s.entries {
-		p.Users = append(p.Users, placement.User{Entry: placement.NodeID(id), Rate: rate, Stamp: observed})
+	for id, u := range s.users {
+		p.Users = append(p.Users, placement.User{Entry: placement.NodeID(id), Access: u.access, Rate: u.rate, Stamp: observed})
+	}
+	for at, rate := range s.peers {
+		if at.app != appOf(w.Name) {
+			p.Peers = append(p.Peers, placement.Peer{App: at.app, Node: placement.NodeID(at.node), Rate: rate, Stamp: observed})
+		}
 	}
 	return p
 }

@@ -118,7 +118,7 @@ func (n *Node) newWorker(s spec, epoch uint64, r *runner.Runner, logs *logRing) 
 	}
 	w.place.init(s)
 	w.ctx, w.cancel = context.WithCancelCause(n.ctx)
-	w.outbox = newOutbox(n, w.remark)
+	w.outbox = newOutbox(n, w.Name, w.remark)
 	return w
 }
 
@@ -235,7 +235,7 @@ func (w *worker) message(ctx context.Context, m *message) error {
 	if err != nil {
 		return err
 	}
-	w.times.add(eventTime{at: time.Now(), took: eff.Duration, entry: m.entry})
+	w.times.add(eventTime{at: time.Now(), took: eff.Duration, entry: m.entry, from: m.from, access: m.access})
 	w.inbox.done(m, reply{Status: eff.Status, Payload: eff.Reply})
 	return nil
 }

@@ -36,6 +36,9 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 that joins with it cannot be led into another mesh. Whoever holds it can join:
 pass it on as you would a password.
 
+A token of tier client is for devices that run no node: with the certificate
+they get for it they can talk to workers (worker call --via), and nothing else.
+
 It is made on the node that founded the mesh.`,
 		Args:              a.args(),
 		ValidArgsFunction: noFiles,
@@ -61,7 +64,7 @@ It is made on the node that founded the mesh.`,
 	})
 	cmd.Flags().Var(&ttl, "ttl", "how long it is good for")
 	cmd.Flags().IntVar(&uses, "uses", uses, "how many nodes may join with it")
-	enumFlag(cmd, &tier, "tier", "", "the tier of the nodes that join with it (default device)", control.Tiers)
+	enumFlag(cmd, &tier, "tier", "", "the tier of the nodes that join with it (default device), or client", control.TokenTiers)
 	return cmd
 }
 
@@ -120,7 +123,10 @@ keeps it from them (- reads standard input).`,
 			}
 			return a.print(&j, func(w io.Writer) {
 				fmt.Fprintf(w, "joined mesh %s as %s (%s)\n", j.MeshID, j.ID, j.Tier)
-				if j.Restart {
+				switch {
+				case j.Tier == control.TierClient:
+					fmt.Fprintln(w, "`meshnode worker call NAME --via HOST:PORT` talks to its workers through a node")
+				case j.Restart:
 					fmt.Fprintln(w, "`meshnode up` takes part in it")
 				}
 			})

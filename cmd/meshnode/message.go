@@ -39,6 +39,7 @@ func (a *app) messageArgs(cmd *cobra.Command, args []string) error {
 
 func (a *app) workerCallCommand() *cobra.Command {
 	timeout := durationValue{d: requestTimeout}
+	var via addrsValue
 	cmd := a.outputFlag(&cobra.Command{
 		Use:   "call NAME [PAYLOAD|-]",
 		Short: "Send a worker a message and print its reply",
@@ -54,10 +55,8 @@ input. A worker that reports an error code ends call with exit code 1.`,
 			}
 			ctx, cancel := withTimeout(cmd.Context(), timeout.d, "call "+args[0])
 			defer cancel()
-			c := a.client()
-			defer c.Close()
 			begin := time.Now()
-			r, err := c.Call(ctx, args[0], body)
+			r, err := a.exchange(ctx, via.addrs, args[0], control.Message{Call: true, Payload: body})
 			if err != nil {
 				return err
 			}
@@ -71,6 +70,7 @@ input. A worker that reports an error code ends call with exit code 1.`,
 		},
 	})
 	cmd.Flags().Var(&timeout, "timeout", "how long to wait for the reply")
+	viaFlag(cmd, &via)
 	return cmd
 }
 
@@ -103,6 +103,7 @@ func (a *app) printReply(worker string, r control.Reply, rtt time.Duration, line
 
 func (a *app) workerSendCommand() *cobra.Command {
 	timeout := durationValue{d: requestTimeout}
+	var via addrsValue
 	cmd := &cobra.Command{
 		Use:   "send NAME [PAYLOAD|-]",
 		Short: "Send a worker a message that has no reply",
@@ -117,17 +118,18 @@ words are one payload, joined by spaces; - reads it from standard input.`,
 			}
 			ctx, cancel := withTimeout(cmd.Context(), timeout.d, "send to "+args[0])
 			defer cancel()
-			c := a.client()
-			defer c.Close()
-			return c.Send(ctx, args[0], body)
+			_, err = a.exchange(ctx, via.addrs, args[0], control.Message{Payload: body})
+			return err
 		},
 	}
 	cmd.Flags().Var(&timeout, "timeout", "how long to wait until it is handled")
+	viaFlag(cmd, &via)
 	return cmd
 }
 
 func (a *app) workerAttachCommand() *cobra.Command {
-	return a.outputFlag(&cobra.Command{
+	var via addrsValue
+	cmd := a.outputFlag(&cobra.Command{
 		Use:   "attach NAME",
 		Short: "Talk to a worker: each line in is a call, each line out its reply",
 		Long: `attach sends each line of standard input to a worker as a call and writes each
@@ -136,10 +138,18 @@ next. It stays with the worker wherever it moves, and ends with standard input,
 after the last reply.
 
 A command worker has no replies: each line is one of its input, and what it
-writes is written as it comes, from the oldest line in its log, until it ends.`,
+writes is written as it comes, from the oldest line in its log, until it ends.
+(That needs a node on this machine: with --via it is not shown.)
+
+A client with several --via stays attached while it changes its address, when
+the node it is attached to fails, and changes to one that has come nearer.
+Nothing is lost and nothing comes twice.`,
 		Args:              a.args(workerArg),
 		ValidArgsFunction: a.completeWorkers,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(via.addrs) > 0 {
+				return a.attachVia(cmd.Context(), via.addrs, args[0])
+			}
 			c := a.client()
 			defer c.Close()
 			ctx, cancel := context.WithCancel(cmd.Context())
@@ -162,9 +172,11 @@ writes is written as it comes, from the oldest line in its log, until it ends.`,
 			return a.attach(ctx, args[0], s)
 		},
 	})
+	viaFlag(cmd, &via)
+	return cmd
 }
 
-func (a *app) attach(ctx context.Context, worker string, s *control.ClientSession) error {
+func (a *app) attach(ctx context.Context, worker string, s lineSession) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// Reading standard input cannot be interrupted, so the goroutine that does
@@ -258,7 +270,7 @@ func (a *app) attachProgram(ctx context.Context, c *control.Client, worker strin
 
 // sendLines sends each line, as a call or not, and ends the session's sending side
 // with the last. When each was sent goes to sent.
-func sendLines(ctx context.Context, in io.Reader, s *control.ClientSession, call bool, sent chan<- time.Time) error {
+func sendLines(ctx context.Context, in io.Reader, s lineSession, call bool, sent chan<- time.Time) error {
 	sc := bufio.NewScanner(in)
 	sc.Buffer(nil, control.MaxPayloadBytes+2) // and its end of line
 	for n := 1; sc.Scan(); n++ {

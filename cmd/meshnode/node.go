@@ -63,6 +63,13 @@ func statusTable(w io.Writer, s control.Status) {
 	field(w, "mesh", s.MeshID)
 	field(w, "members", strings.Join(members, ", "))
 	field(w, "workers", s.Workers)
+	for i, c := range s.Clients {
+		if i == maxClientLines {
+			field(w, "", fmt.Sprintf("and %d more", len(s.Clients)-i))
+			break
+		}
+		field(w, "client", fmt.Sprintf("%s at %s, round trip %s, for %s", c.ID, freeText(c.Worker), millis(c.RTTMs), ago(c.Since)))
+	}
 	field(w, "listens on", s.Listen)
 	field(w, "endpoints", strings.Join(s.Endpoints, " "))
 	field(w, "metrics", s.Metrics)
@@ -73,6 +80,9 @@ func statusTable(w io.Writer, s control.Status) {
 	field(w, "up", fmt.Sprintf("%s, pid %d", age(time.Duration(s.UptimeMs*float64(time.Millisecond))), s.PID))
 	field(w, "version", s.Version)
 }
+
+// maxClientLines bounds the clients that status lists.
+const maxClientLines = 16
 
 func labelText(labels map[string]string) string {
 	var out []string

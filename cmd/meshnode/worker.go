@@ -274,7 +274,18 @@ func workerTable(out io.Writer, w control.Worker) {
 		field(out, "pinned", "does not move by itself")
 	}
 	field(out, "suspend", freeText(w.Suspend))
-	field(out, "events", w.Events)
+	events := fmt.Sprint(w.Events)
+	if w.EventMsP50 > 0 {
+		events += fmt.Sprintf(", of the last minute p50 %s, p99 %s", millis(w.EventMsP50), millis(w.EventMsP99))
+	}
+	field(out, "events", events)
+	for _, u := range w.Users {
+		access := ""
+		if u.AccessMsP50 > 0 {
+			access = ", " + millis(u.AccessMsP50) + " away from it"
+		}
+		field(out, "users", fmt.Sprintf("at %s%s, %.1f events/s", freeText(u.NodeName), access, u.RatePerSecond))
+	}
 	field(out, "inbox", fmt.Sprintf("%s waiting, from %s", plural(w.Inbox, "message"), plural(w.Senders, "sender")))
 	field(out, "module", w.Module)
 	field(out, "created", w.Created.Local().Format(time.RFC3339)+", "+ago(w.Created)+" ago")

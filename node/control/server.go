@@ -448,7 +448,7 @@ func (s *Server) postToken(w http.ResponseWriter, r *http.Request) error {
 		return &Error{Code: CodeInvalid, Message: "uses must not be negative"}
 	}
 	if req.Tier != "" {
-		if err := oneOf("tier", req.Tier, Tiers); err != nil {
+		if err := oneOf("tier", req.Tier, TokenTiers); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/json"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -89,8 +90,20 @@ type Status struct {
 	Cordoned  bool              `json:"cordoned,omitempty"`
 	Members   Members           `json:"members"`
 	Workers   int               `json:"workers"` // workers whose home is this node
-	Engine    string            `json:"engine"`  // compiler or interpreter
-	Paging    Paging            `json:"paging"`
+	// Clients are the sessions of programs that are no nodes and have entered
+	// the mesh here, the oldest first.
+	Clients []AttachedClient `json:"clients,omitempty"`
+	Engine  string           `json:"engine"` // compiler or interpreter
+	Paging  Paging           `json:"paging"`
+}
+
+// AttachedClient is one session of a client that runs no node.
+type AttachedClient struct {
+	ID     string    `json:"id"` // of the client, from its certificate
+	Worker string    `json:"worker"`
+	Since  time.Time `json:"since"` // when it came here
+	// RTTMs is the round trip to the client, as QUIC last measured it.
+	RTTMs float64 `json:"rttMs"`
 }
 
 // Members counts the nodes of the mesh by state, the answering one included.
@@ -339,6 +352,13 @@ var Strategies = []string{StrategyAuto, StrategyHybrid, StrategyPostCopy, Strate
 // Tiers lists the tiers a node can have.
 var Tiers = []string{"device", "edge", "cloud"}
 
+// TokenTiers lists what a token can be for: those, and clients, which are no
+// nodes.
+var TokenTiers = append(slices.Clone(Tiers), TierClient)
+
+// TierClient is what programs have that talk to workers through nodes.
+const TierClient = "client"
+
 // WorkerList holds the workers of the mesh.
 type WorkerList struct {
 	Meta
@@ -384,6 +404,23 @@ type Worker struct {
 	// Activity is what it does to its memory: during a move, and where a
 	// sample was asked for.
 	Activity *Activity `json:"activity,omitempty"`
+	// Users are its clients of the last minute by the node at which they enter
+	// the mesh, the most active first, EventMsP50 and EventMsP99 how long its
+	// handler ran for an event. Only where one worker is asked for.
+	Users      []WorkerUsers `json:"users,omitempty"`
+	EventMsP50 float64       `json:"eventMsP50,omitempty"`
+	EventMsP99 float64       `json:"eventMsP99,omitempty"`
+}
+
+// WorkerUsers are the clients of a worker that enter the mesh at one node.
+type WorkerUsers struct {
+	Node          string  `json:"node"` // id
+	NodeName      string  `json:"nodeName"`
+	RatePerSecond float64 `json:"ratePerSecond"` // events
+	// AccessMsP50 and AccessMsP99 are round trips between the clients and that
+	// node; 0 is not known.
+	AccessMsP50 float64 `json:"accessMsP50,omitempty"`
+	AccessMsP99 float64 `json:"accessMsP99,omitempty"`
 }
 
 // Activity is what a worker does to its memory.

@@ -1,0 +1,258 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"meshnode/mesh"
+	"meshnode/node/control"
+)
+
+// clientDir enrols a client of the mesh of n and returns its directory.
+func clientDir(t *testing.T, n *testNode) string {
+	t.Helper()
+	token, err := n.client.CreateToken(t.Context(), control.TokenRequest{Tier: control.TierClient})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	m, err := mesh.Enrol(t.Context(), mesh.EnrolConfig{Dir: dir, Token: token.Token, Via: []string{n.Addr().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Tier != mesh.Client {
+		t.Fatalf("enrolled as %v", m.Tier)
+	}
+	return dir
+}
+
+func startClient(t *testing.T, dir string, nodes ...*testNode) *Client {
+	t.Helper()
+	cfg := ClientConfig{StateDir: dir, Roam: -1, Log: nodes[0].log}
+	for _, n := range nodes {
+		cfg.Nodes = append(cfg.Nodes, n.Addr().String())
+	}
+	c, err := NewClient(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestClientRoams has a client stream to a counter while its worker moves, its
+// connections break, and its access nodes end: every message must be handled
+// once and in order.
+func TestClientRoams(t *testing.T) {
+	nodes := startNodes(t, 3)
+	a, b, c := nodes[0], nodes[1], nodes[2]
+	ctx := t.Context()
+	a.run(t, app(t, "counter"), control.RunRequest{Name: "counter"})
+	for _, n := range nodes {
+		waitFor(t, "the worker", func() bool { _, err := n.dir.find("counter"); return err == nil })
+	}
+	cl := startClient(t, clientDir(t, a), b, c)
+	s, err := cl.Session(ctx, "counter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at, _, ok := cl.Access(); !ok || at != b.id {
+		t.Fatalf("attached at %s, want the first of its nodes, %s", at, b.id)
+	}
+	var mu sync.Mutex
+	got := 0
+	sending, stop := context.WithCancel(ctx)
+	sent, received := make(chan int, 1), make(chan error, 1) // how many; what was wrong
+	go func() {
+		n := 0
+		for ; sending.Err() == nil; n++ {
+			if err := s.Send(ctx, control.Message{Call: true, Payload: []byte("add 1")}); err != nil {
+				t.Errorf("message %d: %v", n, err)
+				break
+			}
+			time.Sleep(time.Millisecond) // a client's pace, not a wait
+		}
+		sent <- n
+	}()
+	receiving, enough := context.WithCancel(ctx)
+	defer enough()
+	go func() {
+		defer close(received)
+		for n := 1; ; n++ {
+			r, err := s.Recv(receiving)
+			if receiving.Err() != nil {
+				return
+			}
+			if want := strconv.Itoa(n); err != nil || string(r.Payload) != want {
+				received <- fmt.Errorf("reply %q, %v, want %s", r.Payload, err, want)
+				return
+			}
+			mu.Lock()
+			got = n
+			mu.Unlock()
+		}
+	}()
+	replies := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return got
+	}
+	progress := func(what string) {
+		t.Helper()
+		from := replies()
+		waitFor(t, "replies "+what, func() bool {
+			select {
+			case err := <-received:
+				t.Fatal(err)
+			default:
+			}
+			return replies() > from+50
+		})
+	}
+	progress("to begin with")
+	users := func(want *testNode) {
+		t.Helper()
+		waitFor(t, "the worker to know where its user is", func() bool {
+			for _, n := range nodes {
+				if w := n.worker(mustFind(t, n, "counter")); w != nil {
+					u := w.times.summary(time.Now()).users[want.id]
+					return u != nil && u.access.P50 > 0
+				}
+			}
+			return false
+		})
+	}
+	users(b)
+
+	// The connection breaks, and the client comes back.
+	breakConn := func() {
+		cl.mu.Lock()
+		conn := cl.conn
+		cl.mu.Unlock()
+		conn.Close()
+	}
+	breakConn()
+	progress("behind a broken connection")
+	waitFor(t, "another access node", func() bool { at, _, ok := cl.Access(); return ok && at == c.id })
+	users(c)
+
+	// The worker moves to the access node, and the client goes to another.
+	a.migrate(t, "counter", c, control.StrategyAuto)
+	progress("behind a move")
+	breakConn()
+	c.migrate(t, "counter", b, control.StrategyAuto)
+	progress("behind a move and a broken connection")
+	b.migrate(t, "counter", a, control.StrategyAuto)
+	waitFor(t, "an access node", func() bool { _, _, ok := cl.Access(); return ok })
+
+	// The access node ends.
+	at, _, _ := cl.Access()
+	for _, n := range []*testNode{b, c} {
+		if n.id == at {
+			n.stop(t)
+		}
+	}
+	progress("behind the end of the access node")
+	stop()
+	total := <-sent
+	waitFor(t, "the last reply", func() bool { return replies() == total })
+	enough()
+	if err := <-received; err != nil {
+		t.Fatal(err)
+	}
+	if got := a.call(t, "counter", "get"); got != strconv.Itoa(total) {
+		t.Errorf("the counter is %s after %d messages", got, total)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The home heard the goodbye.
+	w := a.worker(mustFind(t, a, "counter"))
+	waitFor(t, "the sender to be forgotten", func() bool { senders, _ := w.inbox.depth(); return senders == 0 })
+}
+
+func mustFind(t *testing.T, n *testNode, name string) string {
+	t.Helper()
+	e, err := n.dir.find(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e.ID
+}
+
+func TestClientErrors(t *testing.T) {
+	n := startNodes(t, 1)[0]
+	ctx := t.Context()
+	if _, err := NewClient(ClientConfig{StateDir: t.TempDir(), Nodes: []string{"127.0.0.1:1"}}); !errors.Is(err, &control.Error{Code: control.CodeDenied}) {
+		t.Errorf("without a certificate: %v", err)
+	}
+	dir := clientDir(t, n)
+	cl := startClient(t, dir, n)
+	if _, err := cl.Session(ctx, "nobody"); !errors.Is(err, &control.Error{Code: control.CodeNotFound}) {
+		t.Errorf("a worker that is not there: %v", err)
+	}
+	// A client's certificate makes no node.
+	if _, err := New(Config{StateDir: dir, Listen: "127.0.0.1:0"}); !errors.Is(err, mesh.ErrNotNode) {
+		t.Errorf("a node on a client's certificate: %v", err)
+	}
+	// A worker that ends, ends the session, with the reason.
+	n.run(t, app(t, "counter"), control.RunRequest{Name: "counter"})
+	s, err := cl.Session(ctx, "counter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.client.Stop(ctx, "counter"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recv(ctx); !errors.Is(err, &control.Error{Code: control.CodeNotFound}) {
+		t.Errorf("a worker that was stopped: %v", err)
+	}
+}
+
+// TestRelayRules: a client that breaks the rules is let go, and one that repeats
+// itself is not.
+func TestRelayRules(t *testing.T) {
+	s := &Sender{relays: true}
+	s.init(3)
+	message := func(seq uint64, bytes int) error {
+		return s.take(deliverMessage{Seq: seq, Payload: make([]byte, bytes)})
+	}
+	if err := message(3, 1); err != nil {
+		t.Error(err)
+	}
+	if err := message(3, 1); err != nil || len(s.pending) != 1 {
+		t.Errorf("a repetition: %v, %d wait", err, len(s.pending))
+	}
+	if err := message(5, 1); !errors.Is(err, errGap) {
+		t.Errorf("a gap: %v", err)
+	}
+	if err := message(4, MaxPayload+1); err == nil {
+		t.Error("a payload beyond the limit was taken")
+	}
+	if err := s.acknowledge(3); err == nil {
+		t.Error("a reply was acknowledged that nobody has given")
+	}
+	s.arrived(reply{Seq: 3})
+	if s.acked != 2 || s.got != 3 {
+		t.Errorf("the home would hear that replies up to %d have arrived", s.acked)
+	}
+	if err := s.acknowledge(3); err != nil || s.acked != 3 {
+		t.Errorf("acknowledged: %v, %d", err, s.acked)
+	}
+	if err := s.acknowledge(2); err != nil || s.acked != 3 {
+		t.Errorf("acknowledged once more: %v, %d", err, s.acked)
+	}
+	for i := range senderWindow {
+		if err := message(uint64(4+i), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := message(4+senderWindow, 1); err == nil {
+		t.Error("more than a window was taken")
+	}
+}
