@@ -339,7 +339,7 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, err
 	}
 	if !ms.Tier.node() {
-		return nil, fmt.Errorf("%s: %w", cfg.Dir, ErrNotNode)
+		return nil, fmt.Errorf("%s: %w: a node needs a directory and a token of its own", cfg.Dir, ErrNotNode)
 	}
 	m := &Mesh{
 		cfg: cfg, ms: ms, log: cfg.Log,
