@@ -222,10 +222,10 @@ func (n *Node) due(now time.Time) []dueWorker {
 		looks := !p.auto && w.Suspend != control.SuspendNever && !now.Before(p.after) && (closed || p.applied && !p.pinned && p.app.Migration.Mode == manifest.Auto)
 		if looks {
 			s := w.times.summary(now)
-			here := situation{entries: make(map[mesh.NodeID]int, len(s.entries)), event: power(float64(s.p99)), members: alive,
+			here := situation{entries: make(map[mesh.NodeID]int, len(s.users)), event: power(float64(s.p99)), members: alive,
 				closed: closed || n.said.cordoned(), manifest: string(p.text)}
-			for id, rate := range s.entries {
-				here.entries[id] = power(rate)
+			for id, u := range s.users {
+				here.entries[id] = power(u.rate)
 			}
 			looks = !now.Before(p.due) || !here.equal(p.seen)
 			p.seen = here
