@@ -79,8 +79,9 @@ type function struct {
 	calls    []uint32 // functions called, unless asked for points
 	indirect []uint32 // types called indirectly
 	loops    bool
-	refs     bool // it uses references as values
-	size     int  // instructions
+	refs     bool     // it uses references as values
+	size     int      // instructions
+	entry    []uint64 // locals that can be read before they are set, as a set
 }
 
 // decode takes the body of function index apart. Code that cannot be reached is

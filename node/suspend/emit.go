@@ -21,6 +21,9 @@ type emitter struct {
 	m      *rewriter
 	f      *function
 	resume bool
+	once   bool // the only version: with resume
+	// inLocals means that variables stay in locals though a resume can lead in.
+	inLocals bool
 
 	out    []byte
 	stack  []value
@@ -42,6 +45,8 @@ type emitter struct {
 	tailOf  map[string]int
 	keyBuf  []byte
 	wrapped bool // the body is in a block of its own, which branches to the end use
+
+	flag uint32 // a global: resume, for a function that is in locals and only once
 
 	// Resuming version.
 	regions []region
@@ -243,13 +248,19 @@ func (e *emitter) emitFast() []byte {
 	}
 	e.labels = append(e.labels, label{c: 0})
 	e.body()
+	return e.withTails(nil)
+}
+
+// withTails appends the function, whose body has been written, to the others:
+// between before, which can set the locals up, and the code that saves frames.
+func (e *emitter) withTails(before []byte) []byte {
 	body := e.out
-	head := appendBlocks(nil, len(e.tails))
+	head := appendBlocks(before, len(e.tails))
 	e.out = nil
 	for i, list := range e.tails {
 		e.byte(opEnd)
 		e.saveFrame(list)
-		for _, t := range f.typ.results {
+		for _, t := range e.f.typ.results {
 			e.zero(t)
 		}
 		if i < len(e.tails)-1 {
@@ -259,11 +270,10 @@ func (e *emitter) emitFast() []byte {
 	e.byte(opEnd)
 	tail := e.out
 	e.out = body
-	decl := appendLocals(nil, e.locals[len(f.typ.params):])
+	decl := appendLocals(nil, e.locals[len(e.f.typ.params):])
 	size := len(decl) + len(head) + len(body) + len(tail)
 	out := appendU32(e.m.bodiesOut, uint32(size))
-	out = append(append(append(append(out, decl...), head...), body...), tail...)
-	return out
+	return append(append(append(append(out, decl...), head...), body...), tail...)
 }
 
 func appendBlocks(b []byte, n int) []byte {
@@ -425,7 +435,7 @@ func (e *emitter) instruction(ins *instruction, points []point) {
 		e.set(ins.a)
 	case opLocalTee:
 		e.take(1)
-		if e.resume && !e.inNest(ins.a) {
+		if e.inRegister(ins.a) {
 			e.set(ins.a)
 			e.get(ins.a)
 		} else {
@@ -750,11 +760,18 @@ func (e *emitter) poll(p *point) {
 	if e.which < 0 {
 		e.which = int32(e.local(typI32))
 	}
-	if !e.resume {
+	if !e.resume || e.inLocals {
 		e.i32(int32(2 * p.id))
 		e.set(uint32(e.which))
 		e.out = e.m.appendPoll(e.out)
 		e.u32(opBrIf, uint32(e.open+e.tail(p.saved)))
+		return
+	}
+	if e.nest.label == 0 {
+		e.i32(int32(2*p.id + 1))
+		e.set(uint32(e.which))
+		e.out = e.m.appendPoll(e.out)
+		e.branch(opBrIf, -1)
 		return
 	}
 	e.out = e.m.appendPoll(e.out)
@@ -762,9 +779,7 @@ func (e *emitter) poll(p *point) {
 	e.i32(int32(2*p.id + 1))
 	e.set(uint32(e.which))
 	for _, l := range p.frame {
-		if e.inNest(l) {
-			e.storeVariable(l)
-		}
+		e.storeVariable(l)
 	}
 	e.branch(opBr, -1)
 	e.close()

@@ -44,6 +44,7 @@ func (f *function) liveness() {
 		l := &liveness{f: f, words: words, cur: make([]uint64, words), heads: map[uint32][]uint64{}, depth: make([]uint32, len(f.ctl))}
 		for range 10 {
 			if !l.round() {
+				f.entry = l.cur
 				return
 			}
 		}
@@ -55,6 +56,7 @@ func (f *function) liveness() {
 	for i := range f.points {
 		f.points[i].live = all
 	}
+	f.entry = all
 }
 
 // label returns what is live where a branch to the construct leads.

@@ -1,5 +1,7 @@
 package suspend
 
+import "slices"
+
 // maxStraight is the number of instructions that may run, at most, between two
 // suspend points where no loop or recursion is involved. At a nanosecond each it
 // is far below what anyone notices.
@@ -10,6 +12,7 @@ const maxStraight = 200_000
 // that can stop, and is done after maxStraight instructions.
 type plan struct {
 	suspend []bool // by function
+	again   []bool // by function: it can be called while it runs
 	types   []bool // by type: some function of the type that a table can hold suspends
 	block   []bool // by imported function: it can block
 }
@@ -29,16 +32,15 @@ type callGraph struct {
 }
 
 // suspending returns which nodes can suspend: the seeds, those on a cycle, those
-// that reach either, and those that can run for long.
+// that reach either, and those that can run for long; and which are on a cycle.
 //
 // It is Tarjan's algorithm with a stack of its own (R. Tarjan, "Depth-First
 // Search and Linear Graph Algorithms", 1972): components come out callees
 // first, so one look at the callees settles each.
-func (g *callGraph) suspending() []bool {
+func (g *callGraph) suspending() (suspend, again []bool) {
 	n := len(g.first) - 1
 	const none = ^uint32(0)
 	var (
-		suspend = append([]bool(nil), g.seed...)
 		weight  = make([]uint32, n)
 		number  = make([]uint32, n) // order of discovery, from 1
 		low     = make([]uint32, n)
@@ -48,6 +50,7 @@ func (g *callGraph) suspending() []bool {
 		path    []uint32 // of the search
 		counter uint32
 	)
+	suspend, again = append(suspend, g.seed...), make([]bool, n)
 	for root := range uint32(n) {
 		if number[root] != 0 {
 			continue
@@ -93,6 +96,7 @@ func (g *callGraph) suspending() []bool {
 			any := len(component) > 1
 			for _, w := range component {
 				onStack[w] = false
+				again[w] = len(component) > 1 || slices.Contains(g.edges[g.first[w]:g.first[w+1]], w)
 				any = any || g.suspend(w, suspend, weight)
 			}
 			for _, w := range component {
@@ -100,7 +104,7 @@ func (g *callGraph) suspending() []bool {
 			}
 		}
 	}
-	return suspend
+	return suspend, again
 }
 
 // suspend says whether node v suspends, if it is in no cycle but with itself.
@@ -168,8 +172,8 @@ func (m *rewriter) makePlan() {
 		g.edges = append(g.edges, members[t]...)
 	}
 	g.first = append(g.first, uint32(len(g.edges)))
-	s := g.suspending()
-	p.suspend = s[:functions]
+	s, again := g.suspending()
+	p.suspend, p.again = s[:functions], again[:functions]
 	p.types = make([]bool, len(m.types))
 	for t := range m.types {
 		p.types[t] = s[uint32(functions)+m.sameType[t]]

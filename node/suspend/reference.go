@@ -177,6 +177,12 @@ func (m *rewriter) register(typ byte, n uint32) uint32 {
 	return m.addGlobal(addedGlobal{typ: typ, segment: n})
 }
 
+// ownRegister returns a new register, for one function alone.
+func (m *rewriter) ownRegister(typ byte) uint32 {
+	m.owned++
+	return m.addGlobal(addedGlobal{typ: typ, segment: m.owned, owned: true})
+}
+
 // tableSection lists the tables that are added.
 func (m *rewriter) tableSection() (count uint32, b []byte) {
 	table := func(min, max uint32, hasMax bool) {

@@ -104,11 +104,12 @@ func (e *emitter) enter(r int32) {
 	}
 	way := e.way(g.depth)
 	first := uint32(1)
-	if r == 0 {
+	always := r == 0 && !e.once // somewhere
+	if always {
 		first = 0
 	} else {
 		e.begin(opBlock)
-		if g.base == 0 && g.depth > 0 {
+		if g.base == 0 {
 			e.get(way)
 			e.byte(0x45) // i32.eqz
 			e.branch(opBrIf, e.open-1)
@@ -130,7 +131,7 @@ func (e *emitter) enter(r int32) {
 		}
 	}
 	nowhere := uint32(0)
-	if r == 0 {
+	if always {
 		nowhere = labels[0]
 	}
 	e.out = appendU32(e.out, nowhere)
@@ -138,7 +139,7 @@ func (e *emitter) enter(r int32) {
 		e.out = appendU32(e.out, l)
 	}
 	e.out = appendU32(e.out, nowhere)
-	if r == 0 {
+	if always {
 		e.dead = true
 	} else {
 		e.close()
@@ -183,7 +184,7 @@ func (e *emitter) arrive(ins *instruction, points []point) {
 		e.get(way)
 		e.byte(opSelect)
 	}
-	if ins.op == opLoop {
+	if ins.op == opLoop && !e.inLocals {
 		e.openNest(c, points)
 	}
 	e.labels = append(e.labels, label{c: ins.a, abs: e.open, base: len(e.stack)})
@@ -212,23 +213,107 @@ func (e *emitter) arrive(ins *instruction, points []point) {
 //	end
 //	save $which and all locals that are in any frame
 func (e *emitter) emitResume() []byte {
+	e.loadFrame(e.beginResume())
+	results := e.resumingBody()
+	e.save(func() { e.i32(-1) }, results)
+	e.byte(opReturn, opEnd)
+	e.saveFrame(e.union)
+	e.byte(opEnd)
+	var locals []byte
+	if e.nest.number > 0 {
+		locals = e.f.locals
+	}
+	return e.function(locals)
+}
+
+// emitOnce writes a function that is there only once: as its resuming version,
+// but that it can be called as well. Its parameters and results are its own;
+// emitEntry fetches the frame.
+//
+// For some functions two versions cost too much. C's printf has 55 loops and 79
+// calls that can stop, with 26 variables to save at each: a third of the code of
+// a small program is the function as it was, and it would be three times that,
+// in two versions. Such a function lives with variables in registers, which
+// spares it the code that saves them at each point: nothing as large keeps many
+// of them in the processor's. The registers are its own and not shared, for it
+// calls others. That needs that it is not called while it runs.
+func (e *emitter) emitOnce() []byte {
+	e.once = true
+	e.beginResume()
+	results := e.resumingBody()
+	for _, l := range results {
+		e.get(l)
+	}
+	e.byte(opReturn, opEnd)
+	e.saveFrame(e.union)
+	for _, t := range e.f.typ.results {
+		e.zero(t)
+	}
+	e.byte(opEnd)
+	var locals []byte
+	if e.nest.number > 0 {
+		locals = e.f.locals[len(e.f.typ.params):]
+	}
+	return e.function(locals)
+}
+
+// emitOnceInLocals writes a function that is there only once and stops nowhere
+// but in loops, which are little of its code: as the fast version, but that a
+// resume leads to them. C's malloc is one. It fetches its frame itself, when
+// emitEntry has set a global.
+func (e *emitter) emitOnceInLocals() []byte {
+	e.once, e.inLocals = true, true
+	list := e.beginResume()
+	e.flag = e.m.ownRegister(typI32)
+	e.u32(opGlobalGet, e.flag)
+	e.byte(opIf, 0x40, opI32Const, 0)
+	e.u32(opGlobalSet, e.flag)
+	e.loadFrame(list)
+	e.byte(opEnd)
+	before := e.out
+	e.out = nil
+	for _, l := range e.resumingBody() {
+		e.get(l)
+	}
+	e.byte(opReturn)
+	return e.withTails(before)
+}
+
+// emitEntry writes what stands for the resuming version of a function that is
+// there only once: it fetches the frame and calls the function, with arguments
+// that do not matter. If it has stopped again, the results do not matter either.
+func (e *emitter) emitEntry() []byte {
+	e.out = nil
+	if e.inLocals {
+		e.inLocals = false // from here on
+		e.i32(1)
+		e.u32(opGlobalSet, e.flag)
+	} else {
+		e.loadFrame(append(e.ways(), e.union...))
+	}
+	for _, t := range e.f.typ.params {
+		e.zero(t)
+	}
+	e.u32(opCall, e.m.shifted(e.f.index))
+	results := e.results()
+	for i := len(results) - 1; i >= 0; i-- {
+		e.set(results[i])
+	}
+	e.save(func() { e.i32(-1) }, results)
+	e.byte(opEnd)
+	return e.function(nil)
+}
+
+// beginResume sets up the second version and returns what it loads: the ways,
+// and all locals that are in any frame.
+func (e *emitter) beginResume() []uint32 {
 	f := e.f
 	e.resume = true
 	e.out, e.stack, e.labels = nil, e.stack[:0], e.labels[:0]
 	e.open, e.dead, e.spilt = 0, false, 0
 	e.findRegions()
 	e.registerCount = map[byte]uint32{}
-
-	ways := 0
-	for i := range e.regions {
-		if e.regions[i].count > 0 {
-			ways = max(ways, e.regions[i].depth+1)
-		}
-	}
-	var list []uint32
-	for d := range ways {
-		list = append(list, e.way(d))
-	}
+	ways := e.ways()
 	seen := make([]bool, len(e.locals))
 	for i := range f.points {
 		for _, l := range f.points[i].saved {
@@ -245,29 +330,68 @@ func (e *emitter) emitResume() []byte {
 		}
 	}
 	slices.Sort(e.union)
-	e.loadFrame(append(list, e.union...))
-	e.byte(opBlock, 0x40)
+	return append(ways, e.union...)
+}
+
+// ways are the locals that say where to go, by depth.
+func (e *emitter) ways() []uint32 {
+	n := 0
+	for i := range e.regions {
+		if e.regions[i].count > 0 {
+			n = max(n, e.regions[i].depth+1)
+		}
+	}
+	list := make([]uint32, n)
+	for d := range list {
+		list[d] = e.way(d)
+	}
+	return list
+}
+
+// results are the locals in which the function's results pass.
+func (e *emitter) results() []uint32 {
+	var list []uint32
+	for i, t := range e.f.typ.results {
+		list = append(list, e.passing(0, i, t))
+	}
+	return list
+}
+
+// resumingBody writes the body inside the blocks around it, and returns the
+// locals that hold the results.
+func (e *emitter) resumingBody() []uint32 {
+	if !e.inLocals { // else tails are around it
+		e.byte(opBlock, 0x40)
+	}
 	e.begin(opBlock)
 	e.labels = append(e.labels, label{c: 0})
 	e.enter(0)
+	if e.once && !e.inLocals {
+		// Only a call comes here. Locals that are not read before they are set
+		// may hold what an earlier call has left.
+		for i, t := range e.f.locals {
+			if e.f.entry[i/64]>>(i%64)&1 == 0 {
+				continue
+			}
+			if i < len(e.f.typ.params) {
+				e.u32(opLocalGet, uint32(i))
+			} else {
+				e.zero(t)
+			}
+			e.set(uint32(i))
+		}
+	}
 	e.body()
 	e.close()
-	var results []uint32
-	for i, t := range f.typ.results {
-		results = append(results, e.passing(0, i, t))
-	}
-	e.save(func() { e.i32(-1) }, results)
-	e.byte(opReturn, opEnd)
-	e.saveFrame(e.union)
-	e.byte(opEnd)
-	body := e.out
-	var locals []byte
-	if e.nest.number > 0 {
-		locals = f.locals
-	}
+	return e.results()
+}
+
+// function appends what has been written as a function with these locals beside
+// its parameters.
+func (e *emitter) function(locals []byte) []byte {
 	decl := appendLocals(nil, locals)
-	out := appendU32(e.m.bodiesOut, uint32(len(decl)+len(body)))
-	return append(append(out, decl...), body...)
+	out := appendU32(e.m.bodiesOut, uint32(len(decl)+len(e.out)))
+	return append(append(out, decl...), e.out...)
 }
 
 // Registers.
@@ -281,11 +405,13 @@ func (e *emitter) emitResume() []byte {
 //
 // That is slow where a program spends its time, in loops without calls that can
 // stop. Outside the outermost of those (a nest), its variables are moved from
-// their registers to locals; they go back wherever the nest is left.
+// their registers to locals; they go back wherever the nest is left. Those that
+// only the nest knows, because they are not read outside and not before they are
+// set, stay.
 
 // get pushes a local, or what stands for it.
 func (e *emitter) get(l uint32) {
-	if e.resume && !e.inNest(l) {
+	if e.inRegister(l) {
 		e.u32(opGlobalGet, e.register(l))
 	} else {
 		e.u32(opLocalGet, l)
@@ -294,12 +420,15 @@ func (e *emitter) get(l uint32) {
 
 // set pops a local, or what stands for it.
 func (e *emitter) set(l uint32) {
-	if e.resume && !e.inNest(l) {
+	if e.inRegister(l) {
 		e.u32(opGlobalSet, e.register(l))
 	} else {
 		e.u32(opLocalSet, l)
 	}
 }
+
+// inRegister says whether a register stands for a local.
+func (e *emitter) inRegister(l uint32) bool { return e.resume && !e.inLocals && !e.inNest(l) }
 
 // register returns the global that stands for a local.
 func (e *emitter) register(l uint32) uint32 {
@@ -308,20 +437,27 @@ func (e *emitter) register(l uint32) uint32 {
 	}
 	if e.registerOf[l] == 0 {
 		t := e.locals[l]
-		e.registerOf[l] = 1 + e.m.register(t, e.registerCount[t])
-		e.registerCount[t]++
+		if e.once {
+			e.registerOf[l] = 1 + e.m.ownRegister(t)
+		} else {
+			e.registerOf[l] = 1 + e.m.register(t, e.registerCount[t])
+			e.registerCount[t]++
+		}
 	}
 	return e.registerOf[l] - 1
 }
 
 // A nest is a loop that contains no suspend points but loops' heads.
 type nest struct {
-	label int // of the loop; 0 while there is none
+	label int      // of the loop; 0 while there is none
+	kept  []uint32 // variables that it changes and that are needed outside
 	used  []uint32
 	// number tells the nests of a function apart: a local is used in the one
 	// whose number is in vars, and changed in the one whose number is in set.
 	number    uint32
 	vars, set []uint32
+	gets      []uint32 // by local: instructions that read it, in all the function
+	inside    []uint32 // by local: those in the nest
 }
 
 func (e *emitter) inNest(l uint32) bool {
@@ -336,10 +472,18 @@ func (e *emitter) openNest(c *construct, points []point) {
 	}
 	n := &e.nest
 	if n.number == 0 {
-		n.vars, n.set = make([]uint32, len(e.f.locals)), make([]uint32, len(e.f.locals))
+		all := make([]uint32, 4*len(e.f.locals))
+		for _, list := range []*[]uint32{&n.vars, &n.set, &n.gets, &n.inside} {
+			*list, all = all[:len(e.f.locals)], all[len(e.f.locals):]
+		}
+		for i := range e.f.code {
+			if ins := &e.f.code[i]; ins.op == opLocalGet {
+				n.gets[ins.a]++
+			}
+		}
 	}
 	n.number++
-	n.used = n.used[:0]
+	n.used, n.kept = n.used[:0], n.kept[:0]
 	for i := points[0].at; i <= c.end; i++ {
 		ins := &e.f.code[i]
 		switch ins.op {
@@ -347,28 +491,40 @@ func (e *emitter) openNest(c *construct, points []point) {
 			if n.vars[ins.a] != n.number {
 				n.vars[ins.a] = n.number
 				n.used = append(n.used, ins.a)
+				n.inside[ins.a] = 0
 			}
-			if ins.op != opLocalGet {
+			if ins.op == opLocalGet {
+				n.inside[ins.a]++
+			} else {
 				n.set[ins.a] = n.number
 			}
 		}
 	}
+	first, _ := slices.BinarySearchFunc(e.f.points, points[0].at, func(p point, at int) int { return p.at - at })
+	last, _ := slices.BinarySearchFunc(e.f.points, c.end, func(p point, at int) int { return p.at - at })
 	for _, l := range n.used {
-		e.u32(opGlobalGet, e.register(l))
-		e.u32(opLocalSet, l)
+		// A resume may lead to the head of any loop in it.
+		live := slices.ContainsFunc(e.f.points[first:last], func(p point) bool { return p.live[l/64]>>(l%64)&1 != 0 })
+		if live {
+			e.u32(opGlobalGet, e.register(l))
+			e.u32(opLocalSet, l)
+		}
+		if n.set[l] == n.number && (live || n.gets[l] > n.inside[l]) {
+			n.kept = append(n.kept, l)
+		}
 	}
 	n.label = len(e.labels)
 }
 
 // storeNest brings the nest's variables back to their registers.
 func (e *emitter) storeNest() {
-	for _, l := range e.nest.used {
+	for _, l := range e.nest.kept {
 		e.storeVariable(l)
 	}
 }
 
 func (e *emitter) storeVariable(l uint32) {
-	if e.nest.set[l] == e.nest.number {
+	if e.inNest(l) && e.nest.set[l] == e.nest.number {
 		e.u32(opLocalGet, l)
 		e.u32(opGlobalSet, e.register(l))
 	}

@@ -2,6 +2,7 @@ package suspend
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -47,6 +48,9 @@ type Options struct {
 	// Everywhere treats every function as one that may have to stop, and every
 	// imported one as one that can block: for tests too.
 	Everywhere bool
+	// Once writes every function in one version that can be, not only the large
+	// ones that are better for it: for tests too.
+	Once bool
 }
 
 // Host functions come in sizes, counted in 64-bit units.
@@ -56,6 +60,14 @@ var (
 )
 
 const maxUnits = 16
+
+// The least sizes of functions that are written in one version, in bytes: of
+// those that the code that saves their frames would double, and those that stop
+// in loops alone, which are less than a quarter of them.
+const (
+	largeWide     = 4 << 10
+	largeStraight = 1 << 10
+)
 
 // A rewriter makes a program that can stop anywhere out of a module.
 type rewriter struct {
@@ -88,6 +100,7 @@ type rewriter struct {
 
 	stop         uint32        // index of a global
 	addedGlobals []addedGlobal // behind stop
+	owned        uint32        // registers that belong to one function
 	globalOf     map[addedGlobal]uint32
 
 	fast, slow []byte // bodies
@@ -104,11 +117,13 @@ type helper struct {
 }
 
 // An addedGlobal is a global that is added: one that says whether a segment has been
-// dropped, or, with a type, a register of the resuming versions.
+// dropped, or, with a type, a register. Registers are numbered by type if
+// functions share them; those of one function are numbered by themselves.
 type addedGlobal struct {
 	element bool
 	segment uint32
 	typ     byte
+	owned   bool
 }
 
 func (d addedGlobal) export() string {
@@ -317,7 +332,20 @@ func (m *rewriter) rewriteCode() {
 		f.liveness()
 		e := m.emitter(f)
 		m.bodiesOut = out
+		before := len(out)
 		out = e.emitFast()
+		if inLocals, once := m.onlyOnce(f, len(out)-before); once {
+			m.bodiesOut = out[:before]
+			if inLocals {
+				out = e.emitOnceInLocals()
+			} else {
+				out = e.emitOnce()
+			}
+			m.bodiesOut = slow
+			slow = e.emitEntry()
+			m.describeFunction(e)
+			continue
+		}
 		m.bodiesOut = slow
 		if len(f.points) == 0 {
 			slow = append(slow, 3, 0, opUnreachable, opEnd)
@@ -328,6 +356,34 @@ func (m *rewriter) rewriteCode() {
 	}
 	m.function = -1
 	m.fast, m.slow = out, slow
+}
+
+// onlyOnce says whether to write a function in one version, given the length of
+// its fast one, and if so, whether its variables stay in locals. It is for large
+// functions in which little time is spent in frames that were rebuilt.
+func (m *rewriter) onlyOnce(f *function, fast int) (inLocals, once bool) {
+	if len(f.points) == 0 {
+		return false, false
+	}
+	size := f.body.end - f.body.pos
+	if !slices.ContainsFunc(f.points, func(p point) bool { return p.kind != pointLoop }) {
+		return true, m.anywhere.Once || size >= largeStraight && 4*f.loopBytes() < size
+	}
+	// Its registers are its own, but not each call's: no call of it may begin
+	// while another goes on.
+	return false, !m.plan.again[f.index] && (m.anywhere.Once || size >= largeWide && fast > 2*size)
+}
+
+// loopBytes is how many bytes of a function are in loops.
+func (f *function) loopBytes() int {
+	n := 0
+	for i := 0; i < len(f.code); i++ {
+		if ins := &f.code[i]; ins.op == opLoop {
+			i = f.ctl[ins.a].end
+			n += f.code[i].end - ins.pos
+		}
+	}
+	return n
 }
 
 // appendPlain copies a function that cannot stop, with new indexes.

@@ -134,6 +134,9 @@ func (s *Stack) Save(which int32, units []uint64) error {
 	all := s.units
 	s.units = s.units[:0]
 	if which < 0 {
+		if s.unwinding {
+			return nil // it has stopped again, so these are no results
+		}
 		return s.finish(all)
 	}
 	id := uint32(which) >> 1

@@ -78,7 +78,7 @@ func TestRandom(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		options := suspend.Options{Poll: suspend.Countdown, Foreign: true, Everywhere: rng.IntN(2) == 0}
+		options := suspend.Options{Poll: suspend.Countdown, Foreign: true, Everywhere: rng.IntN(2) == 0, Once: rng.IntN(2) == 0}
 		p, err := suspend.Rewrite(module, options)
 		if err != nil {
 			var e *suspend.RefusedError

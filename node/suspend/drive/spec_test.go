@@ -260,7 +260,7 @@ func specInstance(t *testing.T, ctx context.Context, rt wazero.Runtime, spectest
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := suspend.Rewrite(module, suspend.Options{Poll: suspend.Countdown, Foreign: true, Everywhere: true})
+	p, err := suspend.Rewrite(module, suspend.Options{Poll: suspend.Countdown, Foreign: true, Everywhere: true, Once: rng.IntN(2) == 0})
 	if err != nil {
 		var e *suspend.RefusedError
 		if !errors.As(err, &e) || e.Feature == "malformed module" {
