@@ -163,7 +163,7 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read module: %w", err)
 	}
-	if binary, err = c.rewrite(binary, s.Kind); err != nil {
+	if binary, err = c.rewrite(binary, s.Kind, s.CacheDir); err != nil {
 		return nil, err
 	}
 	info.Command = c.program != nil
@@ -247,7 +247,7 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 
 // rewrite makes a module movable, and with that decides what kind of worker it
 // is. The result is what to compile.
-func (c *child) rewrite(module []byte, kind Kind) ([]byte, error) {
+func (c *child) rewrite(module []byte, kind Kind, cacheDir string) ([]byte, error) {
 	if kind > CommandWorker {
 		return nil, fmt.Errorf("%w: worker of kind %d", errFrame, kind)
 	}
@@ -266,7 +266,11 @@ func (c *child) rewrite(module []byte, kind Kind) ([]byte, error) {
 		}
 		refused = err
 	}
-	p, err := suspend.Rewrite(module, suspend.Options{Poll: suspend.Flag})
+	rewrite := suspend.Rewrite
+	if cacheDir != "" {
+		rewrite = suspend.Cache(cacheDir).Rewrite
+	}
+	p, err := rewrite(module, suspend.Options{Poll: suspend.Flag})
 	if err != nil {
 		return nil, err
 	}

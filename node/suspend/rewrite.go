@@ -9,7 +9,7 @@ import (
 // Version numbers what Rewrite makes of a module. It changes when the output for
 // any input does, so a cache of rewritten modules is keyed by it and the
 // module's hash, and an image can be restored only by the version that made it.
-const Version = 1
+const Version = 2
 
 // SuspendModule is the module that a rewritten program imports its host
 // functions from; see Stack.
