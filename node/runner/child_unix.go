@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
@@ -203,7 +204,10 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 	if err := c.wasi.Instantiate(ctx, c.runtime); err != nil {
 		return nil, err
 	}
-	compiled, err := c.runtime.CompileModule(ctx, binary)
+	// On every processor the process may use: a program, which is there twice,
+	// would take longer to start than plain ones otherwise.
+	workers := experimental.WithCompilationWorkers(ctx, runtime.GOMAXPROCS(0))
+	compiled, err := c.runtime.CompileModule(workers, binary)
 	if err != nil {
 		return nil, &suspend.RefusedError{
 			Feature: "invalid module",
