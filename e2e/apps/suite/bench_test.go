@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 
 	"meshnode/node/suspend"
@@ -179,8 +181,7 @@ func BenchmarkSuspend(b *testing.B) {
 
 // BenchmarkResumed measures a program's old frames: each program is stopped once,
 // after a tenth of its time, and goes on in the frames that were rebuilt. x-time
-// is the whole run against the plain program. Then it is stopped every two
-// milliseconds: ms-stop-p99 is the time from the request until it has stopped.
+// is the whole run against the plain program.
 func BenchmarkResumed(b *testing.B) {
 	var m means
 	for _, p := range programs {
@@ -196,51 +197,30 @@ func BenchmarkResumed(b *testing.B) {
 			ctx := context.Background()
 			plain := newVariant(b, "plain", source, nil)
 			once := newVariant(b, "rewritten", prog.Module, prog)
-			var latencies []time.Duration
 			var pause time.Duration
-			stops, most := 0, 1
 			stopping := func(mod api.Module) error {
 				d := once.driver
 				if err := d.Attach(mod); err != nil {
 					return err
 				}
-				var asked time.Time
-				again := func() *time.Timer {
-					if stops == most {
-						return time.NewTimer(time.Hour)
-					}
-					return time.AfterFunc(pause, func() { asked = time.Now(); d.Stop() })
-				}
-				timer := again()
+				timer := time.AfterFunc(pause, d.Stop)
+				defer timer.Stop()
 				_, err := d.Call(ctx, "_start")
-				for errors.Is(err, drive.ErrStopped) {
-					latencies = append(latencies, time.Since(asked))
-					stops++
-					timer = again()
+				if errors.Is(err, drive.ErrStopped) {
 					_, err = d.Continue(ctx)
 				}
-				timer.Stop()
 				return err
 			}
 			for b.Loop() {
 				for range 3 {
 					want := plain.run(b, p, nil)
-					pause, stops, most = plain.least/10, 0, 1
+					pause = plain.least / 10
 					if got := once.run(b, p, stopping); got != want {
 						b.Fatalf("stopped once it wrote %q, plain %q", got, want)
 					}
 				}
 			}
 			m.add(b, "x-time", float64(once.least)/float64(plain.least))
-			latencies = latencies[:0]
-			pause, stops, most = 2*time.Millisecond, 0, 300
-			once.run(b, p, stopping)
-			if len(latencies) > 0 {
-				slices.Sort(latencies)
-				b.ReportMetric(latencies[len(latencies)*99/100].Seconds()*1e3, "ms-stop-p99")
-				b.ReportMetric(latencies[len(latencies)/2].Seconds()*1e3, "ms-stop-p50")
-				b.ReportMetric(float64(len(latencies)), "stops")
-			}
 			b.ReportMetric(0, "ns/op")
 		})
 	}
@@ -248,4 +228,123 @@ func BenchmarkResumed(b *testing.B) {
 	for _, name := range m.names {
 		b.ReportMetric(math.Exp(m.logs[name]/float64(m.count[name])), "mean-"+name)
 	}
+}
+
+// BenchmarkStop measures how long a program takes to stop, from the request
+// until its last frame is out, at STOPS (default 3,000) moments that have
+// nothing to do with what it does.
+func BenchmarkStop(b *testing.B) {
+	want := 3000
+	if s := os.Getenv("STOPS"); s != "" {
+		want, _ = strconv.Atoi(s)
+	}
+	for _, p := range programs {
+		if p.long == nil {
+			continue
+		}
+		b.Run(p.name, func(b *testing.B) {
+			prog, err := suspend.Rewrite(module(b, p), suspend.Options{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			ctx := context.Background()
+			v := newVariant(b, "rewritten", prog.Module, prog)
+			var took []time.Duration
+			rng := rand.New(rand.NewPCG(1, 2))
+			stopping := func(mod api.Module) error {
+				d := v.driver
+				if err := d.Attach(mod); err != nil {
+					return err
+				}
+				run := func() ([]uint64, error) { return d.Call(ctx, "_start") }
+				for {
+					asked := make(chan time.Time, 1)
+					timer := time.AfterFunc(200*time.Microsecond+time.Duration(rng.IntN(300_000)), func() {
+						asked <- time.Now()
+						d.Stop()
+					})
+					_, err := run()
+					if !errors.Is(err, drive.ErrStopped) {
+						if !timer.Stop() {
+							<-asked
+						}
+						return err
+					}
+					took = append(took, time.Since(<-asked))
+					if len(took)%200 == 0 {
+						runtime.GC() // as a process that runs programs does
+					}
+					run = func() ([]uint64, error) { return d.Continue(ctx) }
+				}
+			}
+			for b.Loop() {
+				took = took[:0]
+				for len(took) < want {
+					v.run(b, p, stopping)
+				}
+			}
+			slices.Sort(took)
+			us := func(d time.Duration, name string) { b.ReportMetric(float64(d.Microseconds()), "µs-"+name) }
+			us(took[len(took)/2], "p50")
+			us(took[len(took)*99/100], "p99")
+			us(took[len(took)*999/1000], "p99.9")
+			us(took[len(took)-1], "max")
+			b.ReportMetric(float64(len(took)), "stops")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// BenchmarkLoad measures how long a Go program takes to load, with nothing
+// cached: x-load is rewriting and compiling against compiling the plain program,
+// x-load-cpu the same in processor time. Each but the plain one is compiled by
+// two threads, as the runner does it. x-rewrite-cached is rewriting against
+// taking it from a cache.
+func BenchmarkLoad(b *testing.B) {
+	i := slices.IndexFunc(programs, func(p program) bool { return p.name == "goroutines" })
+	source := module(b, programs[i])
+	cache := suspend.Cache(b.TempDir())
+	rewrite := func(f func([]byte, suspend.Options) (*suspend.Program, error)) []byte {
+		p, err := f(source, suspend.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return p.Module
+	}
+	compile := func(m []byte, workers int) {
+		ctx := experimental.WithCompilationWorkers(context.Background(), workers)
+		rt := wazero.NewRuntimeWithConfig(ctx, Compiler.Config())
+		defer rt.Close(ctx)
+		if _, err := rt.CompileModule(ctx, m); err != nil {
+			b.Fatal(err)
+		}
+	}
+	type cost struct{ wall, cpu time.Duration }
+	least := map[string]cost{}
+	measure := func(name string, f func()) {
+		runtime.GC()
+		start, cpu := time.Now(), cpuTime()
+		f()
+		c := cost{time.Since(start), cpuTime() - cpu}
+		if old, ok := least[name]; ok {
+			c = cost{min(c.wall, old.wall), min(c.cpu, old.cpu)}
+		}
+		least[name] = c
+	}
+	rewrite(cache.Rewrite)
+	for b.Loop() {
+		for range 3 {
+			measure("plain", func() { compile(source, 1) })
+			measure("load", func() { compile(rewrite(suspend.Rewrite), 2) })
+			measure("rewrite", func() { rewrite(suspend.Rewrite) })
+			measure("cached", func() { rewrite(cache.Rewrite) })
+		}
+	}
+	ms := func(name string) float64 { return least[name].wall.Seconds() * 1e3 }
+	b.ReportMetric(ms("plain"), "ms-plain")
+	b.ReportMetric(ms("load")/ms("plain"), "x-load")
+	b.ReportMetric(float64(least["load"].cpu)/float64(least["plain"].cpu), "x-load-cpu")
+	b.ReportMetric(ms("rewrite"), "ms-rewrite")
+	b.ReportMetric(ms("rewrite")/ms("cached"), "x-rewrite-cached")
+	b.ReportMetric(0, "ns/op")
 }
