@@ -236,7 +236,8 @@ func (e *emitter) emitResume() []byte {
 // in two versions. Such a function lives with variables in registers, which
 // spares it the code that saves them at each point: nothing as large keeps many
 // of them in the processor's. The registers are its own and not shared, for it
-// calls others. That needs that it is not called while it runs.
+// calls others. That needs that it is not called while it runs, by way of its
+// callees or of the host.
 func (e *emitter) emitOnce() []byte {
 	e.once = true
 	e.beginResume()

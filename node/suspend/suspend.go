@@ -21,7 +21,9 @@
 //     frame to the host and returns. There are no calls, no stores and no
 //     decisions about resuming in its way. The resuming version (resume.go)
 //     begins by fetching a frame and jumping to the point where it was left; it
-//     serves only for frames that were suspended, and calls fast versions.
+//     serves only for frames that were suspended, and calls fast versions. Some
+//     large functions are there only once, because two versions would cost much
+//     and gain little (emitOnce).
 //   - A frame is the function, the point, and the values that are needed there:
 //     the live locals (live.go) and the operand stack. Frames go to the host, not
 //     into linear memory: the program can neither see nor change them, and no
@@ -35,7 +37,8 @@
 //
 // Nothing of it needs more of a runtime than WebAssembly 2.0: imported
 // functions, exported functions and one exported global. Stack is the host's
-// part, free of any runtime; package drive connects it with wazero. A call that
+// part, free of any runtime; package drive connects it with wazero. Host
+// functions must not call the program. A call that
 // traps ends the program, as it does without all this; a stack too deep for the
 // machine traps, but how deep that is has never been for a program to know.
 package suspend
