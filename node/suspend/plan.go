@@ -188,7 +188,7 @@ func canBlock(module, name string) bool {
 		return false
 	}
 	switch name {
-	case "fd_read", "fd_write", "fd_pread", "fd_pwrite", "poll_oneoff", "sched_yield",
+	case "fd_read", "fd_write", "fd_pread", "fd_pwrite", "fd_filestat_set_size", "poll_oneoff", "sched_yield",
 		"sock_accept", "sock_recv", "sock_send":
 		return true
 	}

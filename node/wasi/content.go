@@ -5,9 +5,8 @@ import (
 	"slices"
 )
 
-// A file's bytes are pages of PageSize. A page is named by the hash of its
-// bytes without the zeroes at its end; one of zeroes only has no name and no
-// bytes. chunkPages page names in a row are a block too, the index, without the
+// A file's bytes are pages of PageSize. A page is kept without the zeroes at its
+// end; one of zeroes only has no name and no bytes. chunkPages page names in a row are a block too, the index, without the
 // empty names at its end; the list of a file's index names is in its inode. So
 // the state of a gigabyte of files is 64 KiB of names, whatever was written.
 const (
@@ -80,16 +79,18 @@ func (cs *contents) load(c *chunk) errno {
 	return success
 }
 
-// parseIndex returns the page names in an index, or false if it is not one.
+// parseIndex returns the page names in an index, which may lack zeroes at its
+// end, or false if it is not one.
 func parseIndex(b []byte) ([]Hash, bool) {
-	if len(b) == 0 || len(b)%hashSize != 0 || len(b) > PageSize {
+	b = trimZeroes(b)
+	if len(b) == 0 || len(b) > PageSize {
 		return nil, false
 	}
-	names := make([]Hash, len(b)/hashSize)
+	names := make([]Hash, (len(b)+hashSize-1)/hashSize)
 	for i := range names {
-		names[i] = Hash(b[i*hashSize:])
+		copy(names[i][:], b[i*hashSize:])
 	}
-	return names, names[len(names)-1] != Hash{}
+	return names, true
 }
 
 // view returns what a page holds, zeroes at its end left out. The slice must

@@ -99,7 +99,7 @@ func TestContentsLikeBytes(t *testing.T) {
 			tr.sweep()
 		default: // to another node, where nothing is yet
 			b := tr.encode()
-			names := tr.store.names()
+			names := allNames(tr.store)
 			for _, h := range names {
 				all[h], _ = tr.store.peek(h)
 			}
@@ -204,8 +204,108 @@ func TestLostBlocks(t *testing.T) {
 	if e := call("fd_read", fd, 100, 1, 108); e != success || string(mem.all()[200:205]) != "hello" {
 		t.Errorf("%d, %q", e, mem.all()[200:205])
 	}
-	if dest.State().Encode(); len(dest.Missing()) == 0 {
+	if dest.State().Encode(); missing(dest) == 0 {
 		t.Error("nothing is missing, and one file of three was read")
+	}
+}
+
+// allNames lists a store as somebody does who wants to miss nothing, a few
+// names at a time.
+func allNames(s *store) (all []Hash) {
+	var at Cursor
+	for {
+		names, next := s.since(at, 3)
+		if next.Sweeps != at.Sweeps {
+			all = nil
+		}
+		all, at = append(all, names...), next
+		if len(names) == 0 {
+			return all
+		}
+	}
+}
+
+func missing(h *Host) int {
+	_, n := h.Missing(0)
+	return n
+}
+
+// What is missing is known in full once the indexes are here, and comes in the
+// order of the files; what the guest waits for comes first.
+func TestMissing(t *testing.T) {
+	files := fstest.MapFS{}
+	for _, name := range []string{"a", "b", "c"} {
+		files[name] = &fstest.MapFile{Data: bytes.Repeat([]byte(name+" page of it. "), 3000)}
+	}
+	source, err := New(Config{Streams: NewStreams(), Dirs: []Dir{{Name: "/", Source: files}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := source.State()
+	var want Hash // a page that the guest waits for
+	dest, err := New(Config{Streams: NewStreams(), Fetch: func(h Hash) ([]byte, error) {
+		want = h
+		return nil, ErrInterrupted
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := dest.SetState(state); err != nil {
+		t.Fatal(err)
+	}
+	if names, all := dest.Missing(2); len(names) != 2 || all != 3 || !slices.Equal(names, dest.Blocks()[:2]) {
+		t.Fatalf("%v of %d, want the first two indexes of three", names, all)
+	}
+	put := func(names []Hash) {
+		t.Helper()
+		for _, h := range names {
+			b, ok := source.Block(h)
+			if !ok {
+				t.Fatalf("the source has no block %v", h)
+			}
+			// As a page, with the zeroes at its end.
+			page := make([]byte, PageSize)
+			copy(page, b)
+			if got, err := dest.Put(page); err != nil || got != h {
+				t.Fatalf("block %v became %v: %v", h, got, err)
+			}
+		}
+	}
+	indexes, _ := dest.Missing(3)
+	put(indexes)
+	pages := len(source.Blocks()) - 3
+	if _, all := dest.Missing(0); all != pages {
+		t.Fatalf("%d are missing, want the %d pages", all, pages)
+	}
+	last, _ := dest.Missing(pages)
+	dest.store.demand(last[pages-1])
+	if names, _ := dest.Missing(2); names[0] != last[pages-1] || names[1] != last[0] {
+		t.Errorf("what the guest waits for does not come first: %v", names)
+	}
+	if !dest.Expects(last[0]) || dest.Expects(indexes[0]) || dest.Expects(Hash{1}) {
+		t.Error("it expects what is here, or does not what is missing")
+	}
+	put(last)
+	if n := missing(dest); n != 0 {
+		t.Errorf("%d are missing", n)
+	}
+	if want != (Hash{}) {
+		t.Errorf("%v was fetched", want)
+	}
+	if got := dest.State().Encode(); !bytes.Equal(got, state.Encode()) {
+		t.Error("another state")
+	}
+
+	// What does not come is not expected for ever.
+	if dest, err = New(Config{Streams: NewStreams()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := dest.SetState(state); err != nil {
+		t.Fatal(err)
+	}
+	dest.GiveUp()
+	if n := missing(dest); n != 0 || dest.Expects(indexes[0]) {
+		t.Errorf("%d are missing after all", n)
 	}
 }
 
@@ -218,7 +318,7 @@ func TestPut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, ok := h.Block(name); !ok || string(b) != "block" || !slices.Equal(h.Stored(), []Hash{name}) {
+	if b, ok := h.Block(name); !ok || string(b) != "block" || !slices.Equal(allNames(h.store), []Hash{name}) {
 		t.Errorf("%q, %v", b, ok)
 	}
 	for _, n := range []int{0, PageSize + 1} {
@@ -231,7 +331,8 @@ func TestPut(t *testing.T) {
 		if i > 100<<20/PageSize {
 			t.Fatal("no end of blocks")
 		}
-		le.PutUint64(b, uint64(i))
+		le.PutUint64(b, uint64(i)+1)
+		b[PageSize-1] = 1
 		_, err = h.Put(b)
 	}
 }

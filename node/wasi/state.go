@@ -141,6 +141,7 @@ func (h *Host) setState(s State) error {
 	}
 
 	h.fds, h.tree, h.waited, h.poll, h.interrupted = fds, t, s.Waited, nil, false
+	t.expectAll()
 	if s.Poll != nil {
 		p := *s.Poll
 		h.poll = &p

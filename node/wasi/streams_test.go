@@ -367,10 +367,11 @@ func TestNodeBesideGuest(t *testing.T) {
 				return
 			default:
 			}
-			for _, b := range h.Stored() {
+			for _, b := range allNames(h.store) {
 				h.Block(b)
 			}
-			if _, err := h.Put(le.AppendUint32(nil, n)); err != nil {
+			h.Missing(10)
+			if _, err := h.Put(le.AppendUint32(nil, n+1)); err != nil {
 				panic(err)
 			}
 		}

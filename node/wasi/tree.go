@@ -336,6 +336,27 @@ func (t *tree) each(f func(Hash)) {
 	}
 }
 
+// expectAll makes the blocks that a tree just decoded needs expected, as far as
+// they are not here. Blocks that came ahead of it and fill the store, since what
+// their worker has overwritten was among them, make room: some may have to come
+// once more.
+func (t *tree) expectAll() {
+	if t.store.crowded() {
+		live := map[Hash]struct{}{}
+		t.each(func(h Hash) { live[h] = struct{}{} })
+		t.store.keep(live)
+	}
+	t.store.giveUp()
+	for _, n := range t.ordered() {
+		for _, c := range n.chunks {
+			if c.name != (Hash{}) {
+				t.store.expect(c.name)
+			}
+		}
+	}
+	t.swept = t.store.count()
+}
+
 // ordered returns all inodes by number.
 func (t *tree) ordered() []*inode {
 	all := make([]*inode, 0, len(t.inodes))

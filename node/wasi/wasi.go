@@ -142,9 +142,9 @@ func (l Limits) resolve() (limits, error) {
 	return limits{files: l.Files, bytes: l.Bytes}, nil
 }
 
-// A Host is WASI for one guest. The guest's calls, State, SetState, Blocks,
-// Missing and Flush must not overlap; Stored, Block and Put may be called at
-// any time.
+// A Host is WASI for one guest. The guest's calls, State, SetState, Blocks and
+// Flush must not overlap; Stored, Block, Put, Missing and GiveUp may be called
+// at any time.
 type Host struct {
 	args, env stringTable
 	clock     *Clock
@@ -206,10 +206,11 @@ func New(cfg Config) (*Host, error) {
 // had no effect and is to be made again.
 func (h *Host) Interrupted() bool { return h.interrupted }
 
-// Stored returns the names of the blocks that are here, in no order. Some may
-// no longer be needed. Safe for concurrent use, so that blocks may be sent while
-// the worker runs.
-func (h *Host) Stored() []Hash { return h.store.names() }
+// Stored returns the names of up to most of the blocks that are here, from a
+// place in their list on, and the place behind those. Some may no longer be
+// needed. When such have been forgotten the list begins anew. Safe for
+// concurrent use, so that blocks may be sent while the worker runs.
+func (h *Host) Stored(at Cursor, most int) ([]Hash, Cursor) { return h.store.since(at, most) }
 
 // Block returns a block, or false if it is not here, or no longer. It must not
 // be changed. Safe for concurrent use.
@@ -233,17 +234,18 @@ func (h *Host) Blocks() []Hash {
 	return all
 }
 
-// Missing returns those of Blocks that are not here. Which pages an index names
-// is known when it has arrived.
-func (h *Host) Missing() []Hash {
-	var missing []Hash
-	for _, b := range h.Blocks() {
-		if _, ok := h.store.peek(b); !ok {
-			missing = append(missing, b)
-		}
-	}
-	return missing
-}
+// Missing returns the names of up to most of the blocks that the State last set
+// needs and that have not arrived, the one that the guest waits for first, and
+// how many there are. Which pages an index names is known when it has arrived.
+// Safe for concurrent use.
+func (h *Host) Missing(most int) ([]Hash, int) { return h.store.wanted(most) }
+
+// Expects says whether a block is one of those missing. Safe for concurrent use.
+func (h *Host) Expects(name Hash) bool { return h.store.expects(name) }
+
+// GiveUp says that what is missing will not come. It is for Config.Fetch to
+// fail then. Safe for concurrent use.
+func (h *Host) GiveUp() { h.store.giveUp() }
 
 // Flush hands on output that did not end in a line end yet, each stream's as a
 // line of its own.
