@@ -21,6 +21,16 @@ type NamedLimits struct {
 	Idle time.Duration
 }
 
+// PagesByName is what has pages by name: a Store, or whoever else keeps some.
+type PagesByName interface {
+	// Has says whether a page is there.
+	Has(h Hash) bool
+	// Peek fills buf, PageSize bytes, with a page and reports whether it is
+	// there. The asker checks the content. What is in buf when it returns false
+	// is of no use.
+	Peek(h Hash, buf []byte) bool
+}
+
 // ServeNamed answers a NamedClient with the pages of store, until the stream
 // ends, which is no error, or ctx does. It reads an ask only when the one
 // before is answered, so an asker costs 350 KiB at most, whatever it sends;
@@ -35,7 +45,7 @@ type NamedLimits struct {
 // can find out by its name whether this node has it, as with any store that is
 // addressed by content. Where that is too much, the workers belong in different
 // meshes.
-func ServeNamed(ctx context.Context, rw io.ReadWriter, store *Store, limits NamedLimits) error {
+func ServeNamed(ctx context.Context, rw io.ReadWriter, store PagesByName, limits NamedLimits) error {
 	mustInterrupt(rw)
 	stop := context.AfterFunc(ctx, func() { interrupt(rw) })
 	defer stop()
@@ -57,7 +67,7 @@ func ServeNamed(ctx context.Context, rw io.ReadWriter, store *Store, limits Name
 type namedServing struct {
 	rw       io.ReadWriter
 	r        *bufio.Reader
-	store    *Store
+	store    PagesByName
 	limits   NamedLimits
 	pace     pace
 	meter    Meter // of rw; nil if it has none
@@ -83,7 +93,7 @@ func (s *namedServing) answer(ctx context.Context) error {
 		s.out = appendThere(s.out[:0], names, func(i int) bool { return s.store.Has(name(i)) })
 	} else {
 		s.out = slices.Grow(s.out[:0], headBytes+2+names*(1+PageSize))
-		s.out = appendNamedPages(s.out, names, func(i int, buf []byte) bool { return s.store.peek(name(i), buf) })
+		s.out = appendNamedPages(s.out, names, func(i int, buf []byte) bool { return s.store.Peek(name(i), buf) })
 	}
 	for b := s.out; len(b) > 0; {
 		n := min(len(b), s.limits.Share.bytesIn(chunkTime, bulkChunk))

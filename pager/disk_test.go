@@ -635,7 +635,7 @@ func TestDiskConcurrent(t *testing.T) {
 				case 1:
 					s.Has(h)
 				case 2:
-					if s.peek(h, buf) && !bytes.Equal(buf, want) {
+					if s.Peek(h, buf) && !bytes.Equal(buf, want) {
 						t.Error("other content")
 					}
 				default:

@@ -205,9 +205,9 @@ func (s *Store) Fetch(h Hash, buf []byte) bool {
 	return true
 }
 
-// peek is Fetch for somebody else: it does not count as use, so that what
+// Peek is Fetch for somebody else: it does not count as use, so that what
 // others ask for does not push out what this node needs.
-func (s *Store) peek(h Hash, buf []byte) bool {
+func (s *Store) Peek(h Hash, buf []byte) bool {
 	if h == ZeroHash {
 		clear(buf)
 		return true

@@ -197,7 +197,12 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 			return nil, err
 		}
 	}
+	closeArchive, err := c.filesOf(s, &world)
+	if err != nil {
+		return nil, err
+	}
 	c.wasi, err = wasi.New(world)
+	closeArchive()
 	if err != nil {
 		return nil, err
 	}
@@ -376,6 +381,12 @@ func (c *child) serve(ctx context.Context, typ byte, body []byte) error {
 			return c.refuse("the worker has not been initialised or restored, or is no command")
 		}
 		return c.serveProgram(typ, body)
+
+	case msgStored, msgBlocks, msgPutBlocks, msgMissing, msgGiveUp:
+		if c.program == nil || c.phase != phaseLive && c.phase != phaseCleared {
+			return c.refuse("the worker has not been initialised or cleared, or is no command")
+		}
+		return c.serveFiles(typ, body)
 	}
 	return fmt.Errorf("%w: type %#x", errFrame, typ)
 }
@@ -506,6 +517,10 @@ func (c *child) state(ctx context.Context) (*State, error) {
 		}
 	}
 	s.WASI, s.Clock, s.Armed = c.wasi.State(), c.clock.Now(), c.host.timers()
+	if len(s.WASI.Tree) > maxTreeState {
+		return nil, fmt.Errorf("the names of the program's files take %d bytes, at most %d: it can move when it has fewer of them",
+			len(s.WASI.Tree), maxTreeState)
+	}
 	for i, m := range c.globals {
 		g, v := c.info.Globals[i], m.Get()
 		if g.Type == api.ValueTypeI32 || g.Type == api.ValueTypeF32 {

@@ -3,9 +3,11 @@
 package runner
 
 import (
+	"archive/zip"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -17,6 +19,7 @@ import (
 
 	"meshnode/node/suspend"
 	. "meshnode/node/suspend/wasmtest"
+	"meshnode/node/wasi"
 )
 
 // command builds a program of the suite, which knows of nothing here.
@@ -481,5 +484,190 @@ func BenchmarkHalt(b *testing.B) {
 			}
 			b.ReportMetric(float64(frames), "frames")
 		})
+	}
+}
+
+// archive makes what a new command's only directory holds.
+func archive(tb testing.TB, files map[string]string) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "files.zip")
+	f, err := os.Create(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer f.Close()
+	z := zip.NewWriter(f)
+	for name, content := range files {
+		w, err := z.Create("0/" + name)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}
+
+// A program's files are there after a move: what was brought ahead, what the
+// program waits for, and, if nobody has it, an error of the read.
+func TestCommandFilesMove(t *testing.T) {
+	ctx := context.Background()
+	cfg := command(t, "notes")
+	cfg.FilesLimit = 8 << 20
+	to := cfg
+	cfg.Dirs = []Dir{{Name: "/data"}}
+	book := strings.Repeat("a line of the book\n", 20_000)
+	cfg.FilesPath = archive(t, map[string]string{"book": book})
+	s := newSession(t, cfg)
+	say := func(line, want string) {
+		t.Helper()
+		if err := s.r.Push(ctx, []byte(line+"\n")); err != nil {
+			t.Fatal(err)
+		}
+		had := len(s.out[1])
+		s.until(func() bool { return strings.HasSuffix(s.out[1][had:], "\n") })
+		if got := s.out[1][had:]; got != want+"\n" {
+			t.Fatalf("%s: got %q, want %q", line, got, want)
+		}
+	}
+	size := func(n int) string { return fmt.Sprintf("%d bytes", n) }
+	say("size book", size(len(book)))
+	say("append notes first", "ok")
+
+	// bring takes blocks from one runner to another.
+	bring := func(from, to *Runner, names []wasi.Hash) {
+		t.Helper()
+		data, err := from.Blocks(ctx, names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := to.PutBlocks(ctx, slices.DeleteFunc(data, func(b []byte) bool { return len(b) == 0 })); err != nil {
+			t.Fatal(err)
+		}
+	}
+	halted := func() State {
+		t.Helper()
+		if err := s.r.Halt(ctx); err != nil {
+			t.Fatal(err)
+		}
+		st, err := s.r.State(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	restored := func(st State, ahead func(*Runner)) (from *Runner) {
+		t.Helper()
+		r := begin(t, to)
+		if err := r.Clear(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if ahead != nil {
+			ahead(r)
+		}
+		if err := r.Restore(ctx, st); err != nil {
+			t.Fatal(err)
+		}
+		copy(r.Region().Data, s.r.Region().Data[:int(st.Pages)*WasmPage])
+		from, s.r = s.r, r
+		if err := r.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return from
+	}
+
+	// All of it ahead, while the program runs.
+	from := restored(halted(), func(r *Runner) {
+		var at wasi.Cursor
+		for {
+			names, next, err := s.r.Stored(ctx, at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(names) == 0 {
+				break
+			}
+			bring(s.r, r, names)
+			at = next
+		}
+	})
+	from.Close()
+	if names, all, err := s.r.Missing(ctx); err != nil || all != 0 || len(names) != 0 {
+		t.Fatalf("%d of %d are missing, %v", len(names), all, err)
+	}
+	say("append notes second", "ok")
+	say("cat notes", "first|second|")
+
+	// None of it ahead: the program waits for what it reads, and can be moved
+	// on meanwhile.
+	from = restored(halted(), nil)
+	if err := s.r.Push(ctx, []byte("sum book\n")); err != nil {
+		t.Fatal(err)
+	}
+	for first := true; ; {
+		names, all, err := s.r.Missing(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all == 0 {
+			break
+		}
+		bring(from, s.r, names[:1]) // what it waits for, if it does
+		if first {
+			// In the middle of it, on to where nothing is either.
+			first = false
+			st := halted()
+			middle := restored(st, nil)
+			middle.Close()
+		}
+	}
+	sum := 0
+	for i := range len(book) {
+		sum += int(book[i])
+	}
+	s.until(func() bool { return strings.HasSuffix(s.out[1], fmt.Sprintf("sum %d\n", sum)) })
+	from.Close()
+	say("cat notes", "first|second|")
+
+	// Nobody has it: that is an error of the read, and the program goes on.
+	st := halted()
+	from = restored(st, nil)
+	from.Close()
+	if err := s.r.Push(ctx, []byte("sum book\n")); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		names, all, err := s.r.Missing(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all == 0 {
+			break
+		}
+		if err := s.r.GiveUp(ctx, names); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.until(func() bool { return strings.HasSuffix(s.out[1], "I/O error\n") })
+	say("append other first", "ok")
+	say("cat other", "first|")
+}
+
+func TestCommandFilesBounded(t *testing.T) {
+	cfg := command(t, "notes")
+	cfg.FilesLimit, cfg.Dirs = 1<<20, []Dir{{Name: "/data"}}
+	cfg.FilesPath = archive(t, map[string]string{"book": strings.Repeat("x", 2<<20)})
+	if _, err := Start(context.Background(), cfg); err == nil || !strings.Contains(err.Error(), "more than 1048576 bytes of files") {
+		t.Errorf("started with more than it may have: %v", err)
+	}
+	if err := os.WriteFile(cfg.FilesPath, []byte("no archive"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Start(context.Background(), cfg); err == nil || !strings.Contains(err.Error(), "archive") {
+		t.Errorf("started with what is no archive: %v", err)
 	}
 }

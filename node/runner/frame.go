@@ -34,6 +34,12 @@ const (
 	msgHalt    = 0x09 // nothing -> ok | failed
 	msgPush    = 0x0a // input -> pushed | failed
 	msgTake    = 0x0b // ack -> taken | failed
+	// About the blocks of a command's files.
+	msgStored    = 0x0c // storedAsk -> storedAre | failed
+	msgBlocks    = 0x0d // blocksAsk -> blocksAre | failed
+	msgPutBlocks = 0x0e // blocks -> ok | failed
+	msgMissing   = 0x0f // missingAsk -> missingAre | failed
+	msgGiveUp    = 0x10 // blocksAsk -> ok | failed
 
 	// From the runner.
 	msgReady   = 0x81 // ready; the userfaultfd, if any, travels with its first byte
@@ -45,14 +51,18 @@ const (
 	msgLog     = 0x87 // logLine
 	msgPushed  = 0x88 // pushed
 	msgTaken   = 0x89 // taken
+
+	msgStoredAre  = 0x8a // storedAre
+	msgBlocksAre  = 0x8b // blocks
+	msgMissingAre = 0x8c // missingAre
 )
 
 const (
 	frameHeader = 5
 	// maxRequest bounds a message to the runner: a payload or the state of a
-	// worker with as many globals, timers, frames and bytes in its streams as
-	// allowed.
-	maxRequest = MaxPayload + MaxSendBytes + 1<<20
+	// worker with as many globals, timers, frames, files and bytes in its streams
+	// as allowed.
+	maxRequest = MaxPayload + MaxSendBytes + maxTreeState + 1<<20
 	// maxAnswer bounds a message from the runner: the largest reply, the most
 	// messages and the most timers, or a state.
 	maxAnswer = maxRequest
@@ -68,6 +78,9 @@ type setup struct {
 	Env         []string `cbor:"5,keyasint,omitempty"`
 	Interpreter bool     `cbor:"6,keyasint,omitempty"`
 	Kind        Kind     `cbor:"7,keyasint,omitempty"`
+	Dirs        []Dir    `cbor:"8,keyasint,omitempty"`
+	FilesPath   string   `cbor:"9,keyasint,omitempty"`
+	FilesLimit  int64    `cbor:"10,keyasint,omitempty"`
 }
 
 // An input is what comes next on a command's standard input: a message, or its

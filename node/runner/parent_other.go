@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+
+	"meshnode/node/wasi"
 )
 
 // A Runner is one worker's process. There is none on this operating system.
@@ -45,7 +47,15 @@ func (r *Runner) Compiled() bool                               { return false }
 func (r *Runner) Pages() uint32                                { return 0 }
 func (r *Runner) Features() uint64                             { return 0 }
 func (r *Runner) Sandboxed() bool                              { return false }
-func (r *Runner) Kill()                                        {}
-func (r *Runner) Done() <-chan struct{}                        { return r.done }
-func (r *Runner) Err() error                                   { return ErrUnsupported }
-func (r *Runner) Close() error                                 { return nil }
+func (r *Runner) HasFiles() bool                               { return false }
+func (r *Runner) Stored(_ context.Context, at wasi.Cursor) ([]wasi.Hash, wasi.Cursor, error) {
+	return nil, at, ErrUnsupported
+}
+func (r *Runner) Blocks(context.Context, []wasi.Hash) ([][]byte, error) { return nil, ErrUnsupported }
+func (r *Runner) PutBlocks(context.Context, [][]byte) error             { return ErrUnsupported }
+func (r *Runner) Missing(context.Context) ([]wasi.Hash, int, error)     { return nil, 0, ErrUnsupported }
+func (r *Runner) GiveUp(context.Context, []wasi.Hash) error             { return ErrUnsupported }
+func (r *Runner) Kill()                                                 {}
+func (r *Runner) Done() <-chan struct{}                                 { return r.done }
+func (r *Runner) Err() error                                            { return ErrUnsupported }
+func (r *Runner) Close() error                                          { return nil }

@@ -37,6 +37,7 @@ type Runner struct {
 	// chime is the bell's other end; bell has a token after it rang.
 	chime *os.File
 	bell  chan struct{}
+	files bool // it may have files
 
 	done chan struct{} // closed when the process is gone and exit is set
 
@@ -89,6 +90,11 @@ func start(ctx context.Context, cfg Config) (_ *Runner, err error) {
 	if cfg.ModulePath, err = filepath.Abs(cfg.ModulePath); err != nil {
 		return nil, err
 	}
+	if cfg.FilesPath != "" {
+		if cfg.FilesPath, err = filepath.Abs(cfg.FilesPath); err != nil {
+			return nil, err
+		}
+	}
 	if cfg.CacheDir != "" {
 		if cfg.CacheDir, err = filepath.Abs(cfg.CacheDir); err != nil {
 			return nil, err
@@ -106,6 +112,7 @@ func start(ctx context.Context, cfg Config) (_ *Runner, err error) {
 		onLog:  cfg.OnLog,
 		log:    cfg.Logger,
 		limit:  cfg.MemoryLimit,
+		files:  cfg.FilesLimit > 0,
 		memory: mem,
 		stderr: new(tail),
 		turn:   make(chan struct{}, 1),
@@ -224,6 +231,9 @@ func (r *Runner) setUp(ctx context.Context, cfg Config) error {
 		Env:         cfg.Env,
 		Interpreter: cfg.Interpreter,
 		Kind:        cfg.Kind,
+		Dirs:        cfg.Dirs,
+		FilesPath:   cfg.FilesPath,
+		FilesLimit:  cfg.FilesLimit,
 	}, msgReady, &info)
 	// The process may be gone, but nobody else uses the link before Start
 	// returns.

@@ -45,6 +45,7 @@ type program struct {
 	running bool
 	halting chan struct{} // closed to end a wait; one for each run
 	idle    chan struct{} // closed when the goroutine has returned; one for each run
+	came    chan struct{} // a token: blocks of files have come, or will not
 	// entry is the export that was called last, empty before the first, and
 	// suspended says that it has yet to return. They belong to the goroutine
 	// while it runs.
@@ -74,6 +75,7 @@ const (
 func newProgram(p *suspend.Program, clock *wasi.Clock, outcome func(error) *stopped) *program {
 	return &program{
 		rewritten: p, driver: drive.New(p, suspend.Flag), streams: wasi.NewStreams(), clock: clock, outcome: outcome,
+		came: make(chan struct{}, 1),
 	}
 }
 

@@ -106,6 +106,15 @@ type Config struct {
 	Args, Env []string
 	// Kind is what to run the module as.
 	Kind Kind
+	// FilesLimit bounds the sizes of all of a command's files, added up, in
+	// bytes, at most wasi.MaxBytes; 0 means that it can have none.
+	FilesLimit int64
+	// Dirs are the directories that a new command finds open, and FilesPath is a
+	// zip archive of what is in them, read by Start and no longer: below 0/ that
+	// of the first, and so on. A command that is to be restored has them in its
+	// State.
+	Dirs      []Dir
+	FilesPath string
 	// Interpreter runs the worker without compiling it. Where the compiler is
 	// not supported, it is not used in any case.
 	Interpreter bool

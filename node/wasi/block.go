@@ -144,8 +144,17 @@ func (s *store) expects(h Hash) bool {
 	return missed
 }
 
-// giveUp expects no block any more.
-func (s *store) giveUp() {
+// giveUp expects some blocks no more.
+func (s *store) giveUp(names []Hash) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range names {
+		delete(s.missing, h)
+	}
+}
+
+// expectNothing is giveUp for all.
+func (s *store) expectNothing() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.missing, s.queue = map[Hash]bool{}, nil

@@ -346,7 +346,7 @@ func (t *tree) expectAll() {
 		t.each(func(h Hash) { live[h] = struct{}{} })
 		t.store.keep(live)
 	}
-	t.store.giveUp()
+	t.store.expectNothing()
 	for _, n := range t.ordered() {
 		for _, c := range n.chunks {
 			if c.name != (Hash{}) {

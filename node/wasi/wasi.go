@@ -243,9 +243,9 @@ func (h *Host) Missing(most int) ([]Hash, int) { return h.store.wanted(most) }
 // Expects says whether a block is one of those missing. Safe for concurrent use.
 func (h *Host) Expects(name Hash) bool { return h.store.expects(name) }
 
-// GiveUp says that what is missing will not come. It is for Config.Fetch to
-// fail then. Safe for concurrent use.
-func (h *Host) GiveUp() { h.store.giveUp() }
+// GiveUp says that blocks will not come: they are missing no more. It is for
+// Config.Fetch to fail then. Safe for concurrent use.
+func (h *Host) GiveUp(names []Hash) { h.store.giveUp(names) }
 
 // Flush hands on output that did not end in a line end yet, each stream's as a
 // line of its own.
