@@ -126,6 +126,8 @@ func build() (string, error) {
 			"counter-c": {"-mexec-model=reactor", "-I", "../node/guest", "apps/counter-c/counter.c"},
 			"until":     {"apps/suite/until/until.c"},
 			"waiter":    {"apps/suite/waiter/waiter.c"},
+			"files":     {"apps/suite/files/files.c"},
+			"notes":     {"apps/suite/notes/notes.c"},
 		} {
 			cmd := exec.Command("clang", append([]string{"--target=wasm32-wasi", "-O2", "-o", filepath.Join(apps, name+".wasm")}, args...)...)
 			if out, err := cmd.CombinedOutput(); err != nil {

@@ -386,7 +386,7 @@ func (b backend) StartWorker(ctx context.Context, req control.StartRequest) (con
 			return control.Worker{}, fmt.Errorf("fetch the module from node %s: %w", n.nameOf(holder), err)
 		}
 	}
-	w, err := n.create(ctx, s, func(w *worker) { w.place.set(app, a.Manifest) })
+	w, err := n.create(ctx, s, "", func(w *worker) { w.place.set(app, a.Manifest) })
 	if err != nil {
 		return control.Worker{}, startError(err)
 	}

@@ -345,7 +345,7 @@ func (n *Node) local(id string) *worker {
 	return n.ended[id]
 }
 
-func (b backend) RunWorker(ctx context.Context, req control.RunRequest, module io.Reader) (control.Worker, error) {
+func (b backend) RunWorker(ctx context.Context, req control.RunRequest, module, files io.Reader) (control.Worker, error) {
 	n := b.n
 	if e, err := n.dir.find(req.Name); err == nil && !ended(e.State) {
 		return control.Worker{}, &control.Error{
@@ -362,6 +362,17 @@ func (b backend) RunWorker(ctx context.Context, req control.RunRequest, module i
 		ID: newID(), Name: req.Name, Module: h, ModuleBytes: size, MemoryLimit: req.MemoryLimit,
 		Args: req.Args, Env: req.Env, Created: time.Now().UnixNano(), Suspend: req.Suspend,
 	}
+	var archive string
+	if files != nil {
+		if archive, err = n.modules.spool(files); err != nil {
+			return control.Worker{}, err
+		}
+		defer os.Remove(archive)
+		s.FilesLimit = req.FilesLimit
+		for _, d := range req.Dirs {
+			s.Dirs = append(s.Dirs, runner.Dir(d))
+		}
+	}
 	if s.MemoryLimit == 0 {
 		s.MemoryLimit = defaultMemoryLimit
 	}
@@ -369,7 +380,7 @@ func (b backend) RunWorker(ctx context.Context, req control.RunRequest, module i
 	if err := s.validate(); err != nil {
 		return control.Worker{}, &control.Error{Code: control.CodeInvalid, Message: err.Error()}
 	}
-	w, err := n.create(ctx, s, nil)
+	w, err := n.create(ctx, s, archive, nil)
 	if err != nil {
 		return control.Worker{}, startError(err)
 	}

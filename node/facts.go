@@ -334,7 +334,7 @@ func (n *Node) memoryFree() uint64 {
 	defer n.mu.Unlock()
 	claimed := n.reserved
 	for _, w := range n.workers {
-		claimed += w.MemoryLimit
+		claimed += w.claim()
 	}
 	return min(free, total-min(claimed, total))
 }

@@ -159,3 +159,18 @@ func FuzzRelay(f *testing.F) {
 		}
 	})
 }
+
+// FuzzBlockNames: what is accepted as a list of names is that list.
+func FuzzBlockNames(f *testing.F) {
+	f.Add(packNames([]wasi.Hash{{1}, {2}}))
+	f.Add(make([]byte, 33))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		names, err := unpackNames(b)
+		if err != nil {
+			return
+		}
+		if out := packNames(names); !bytes.Equal(out, b) {
+			t.Fatalf("%x became %x", b, out)
+		}
+	})
+}

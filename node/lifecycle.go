@@ -50,6 +50,9 @@ func (s spec) validate() error {
 	case s.ModuleBytes <= 0 || s.ModuleBytes > control.MaxModuleBytes:
 		return fmt.Errorf("module of %d bytes, the limit is %d", s.ModuleBytes, control.MaxModuleBytes)
 	}
+	if err := s.validateFiles(); err != nil {
+		return err
+	}
 	total := 0
 	for _, a := range append(append([]string(nil), s.Args...), s.Env...) {
 		if strings.ContainsRune(a, 0) {
@@ -65,8 +68,16 @@ func (s spec) validate() error {
 
 // startRunner starts the process for a worker, checks the module and compiles
 // it. Nothing of the worker has run yet.
-func (n *Node) startRunner(ctx context.Context, s spec, epoch uint64, logs *logRing) (*runner.Runner, error) {
+//
+// A new worker's directories are in the archive at path files, see
+// [runner.Config]; one that is to be restored needs none.
+func (n *Node) startRunner(ctx context.Context, s spec, files string, epoch uint64, logs *logRing) (*runner.Runner, error) {
+	dirs := s.Dirs
+	if files == "" {
+		dirs = nil
+	}
 	return runner.Start(ctx, runner.Config{
+		Dirs: dirs, FilesPath: files, FilesLimit: s.FilesLimit,
 		Exe: n.cfg.Exe, ModulePath: n.modules.path(s.Module), CacheDir: n.cfg.CacheDir,
 		MemoryLimit: s.MemoryLimit, Args: append([]string{s.Name}, s.Args...), Env: s.Env,
 		Kind: s.kind(), Interpreter: n.cfg.Interpreter, Logger: n.log.With("worker", s.ID),
@@ -85,15 +96,15 @@ func logSource(s string) string {
 	return s
 }
 
-// create starts a new worker here. prepare, which may be nil, is called before
-// anyone hears of it.
-func (n *Node) create(ctx context.Context, s spec, prepare func(*worker)) (*worker, error) {
-	if err := n.reserve(s.MemoryLimit); err != nil {
+// create starts a new worker here. files is the archive of its directories, if
+// it has some. prepare, which may be nil, is called before anyone hears of it.
+func (n *Node) create(ctx context.Context, s spec, files string, prepare func(*worker)) (*worker, error) {
+	if err := n.reserve(s.claim()); err != nil {
 		return nil, err
 	}
-	defer n.unreserve(s.MemoryLimit)
+	defer n.unreserve(s.claim())
 	logs := newLogRing()
-	r, err := n.startRunner(ctx, s, 1, logs)
+	r, err := n.startRunner(ctx, s, files, 1, logs)
 	if err != nil {
 		return nil, err
 	}
@@ -151,14 +162,14 @@ func (n *Node) reserve(bytes uint64) error {
 	}
 	claimed := n.reserved
 	for _, w := range n.workers {
-		claimed += w.MemoryLimit
+		claimed += w.claim()
 	}
 	if total > 0 && claimed+bytes > total {
 		return &control.Error{
 			Code: control.CodeFailed,
 			Message: fmt.Sprintf("no room for %d MiB: %d of this node's %d MiB are promised to workers",
 				bytes>>20, claimed>>20, total>>20),
-			Hint: "lower --memory-limit, or use another node",
+			Hint: "lower --memory-limit or --files-limit, or use another node",
 		}
 	}
 	n.reserved += bytes

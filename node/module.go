@@ -84,6 +84,21 @@ func (m modules) put(r io.Reader, want *pager.Hash) (pager.Hash, int64, error) {
 	return h, size, os.Rename(f.Name(), m.path(h))
 }
 
+// spool keeps what r yields in a file until its user removes it; if it does not,
+// collect does.
+func (m modules) spool(r io.Reader) (path string, err error) {
+	f, err := os.CreateTemp(m.dir, incoming+"*")
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(f, r)
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(f.Name())
+		return "", err
+	}
+	return f.Name(), nil
+}
+
 // have returns the size of a module that is here, in bytes. A file that does
 // not hash to its name (a torn write, a disk error) is taken away.
 func (m modules) have(h pager.Hash) (int64, bool) {

@@ -52,7 +52,8 @@ type moveIn struct {
 	runner   *runner.Runner // until the worker has it
 	intake   *pager.Intake  // of pages that come before the freeze
 	sink     *pager.Sink
-	filled   int64 // bytes of memory that came before the commit
+	files    *arrivingFiles // nil if it has none
+	filled   int64          // bytes of memory that came before the commit
 	w        *worker
 	judged   bool // the source has told how long the worker ran nowhere
 }
@@ -205,6 +206,9 @@ func (m *moveIn) prepare() {
 	if err == nil {
 		if m.intake != nil {
 			m.tasks.Go(func() { m.takeIn(m.intake) })
+			if m.files != nil {
+				m.tasks.Go(m.takeFiles)
+			}
 		}
 		m.feed(handover.Prepared{
 			Paging: m.n.support.Missing && m.runner.Region().UFFD >= 0, StoreWarm: m.n.storeFor(m.spec.Module) != nil, Meta: m.offer.Config,
@@ -261,11 +265,11 @@ func (m *moveIn) ready(ctx context.Context) error {
 		return &prepareError{handover.CodeStale, fmt.Errorf("worker %s runs here already", s.Name)}
 	}
 	if meta.App != nil && meta.App.Auto {
-		if err := m.n.reserveRoom(s.ID, meta.App, s.MemoryLimit); err != nil {
+		if err := m.n.reserveRoom(s.ID, meta.App, s.claim()); err != nil {
 			return &prepareError{handover.CodeBusy, err}
 		}
 	}
-	if err := m.n.reserve(s.MemoryLimit); err != nil {
+	if err := m.n.reserve(s.claim()); err != nil {
 		code := handover.CodeMemory
 		if errors.Is(err, &control.Error{Code: control.CodeConflict}) {
 			code = handover.CodePolicy // cordoned
@@ -273,7 +277,7 @@ func (m *moveIn) ready(ctx context.Context) error {
 		return &prepareError{code, err}
 	}
 	m.mu.Lock()
-	m.spec, m.reserved = s, s.MemoryLimit
+	m.spec, m.reserved = s, s.claim()
 	if m.app = app; app != nil {
 		m.appText = meta.App.Manifest
 	}
@@ -290,7 +294,7 @@ func (m *moveIn) ready(ctx context.Context) error {
 	if err := m.n.fetchModule(ctx, m.from, others, s.Module, s.ModuleBytes); err != nil {
 		return &prepareError{handover.CodeModule, fmt.Errorf("fetch the module: %w", err)}
 	}
-	r, err := m.n.startRunner(ctx, s, m.offer.Epoch+1, m.logs)
+	r, err := m.n.startRunner(ctx, s, "", m.offer.Epoch+1, m.logs)
 	if err != nil {
 		return &prepareError{handover.CodeModule, err}
 	}
@@ -299,6 +303,11 @@ func (m *moveIn) ready(ctx context.Context) error {
 	m.mu.Unlock()
 	if err := r.Clear(ctx); err != nil {
 		return &prepareError{handover.CodeRunner, err}
+	}
+	if r.HasFiles() {
+		m.mu.Lock()
+		m.files = newArrivingFiles(m.n, s.ID, m.from, r)
+		m.mu.Unlock()
 	}
 	if m.offer.Strategy.Rounds() {
 		intake, err := m.newIntake(r)
@@ -325,6 +334,23 @@ func (m *moveIn) takeIn(intake *pager.Intake) {
 	}
 }
 
+// takeFiles takes blocks of files while the worker still runs elsewhere.
+func (m *moveIn) takeFiles() {
+	ctx, cancel := context.WithCancel(m.ctx)
+	defer cancel()
+	m.tasks.Go(func() {
+		select {
+		case <-m.settled:
+			cancel() // it runs here
+		case <-ctx.Done():
+		}
+	})
+	m.tasks.Go(func() { m.reportProgress(ctx, m.files.bytes.Load) })
+	if err := m.files.ahead(ctx); err != nil && ctx.Err() == nil {
+		m.n.log.Info("files did not come ahead", "worker", m.offer.Worker, "error", err)
+	}
+}
+
 // fill fetches all pages before the worker runs.
 func (m *moveIn) fill(table []byte) {
 	layout, err := m.parseLayout(table)
@@ -344,6 +370,13 @@ func (m *moveIn) fill(table []byte) {
 	if err := sink.Run(ctx, dialer{m.n, m.from}); err != nil {
 		m.feed(handover.FillFailed{Reason: err.Error()})
 		return
+	}
+	if m.files != nil {
+		m.tasks.Go(func() { m.reportProgress(ctx, m.files.bytes.Load) })
+		if err := m.files.all(ctx); err != nil {
+			m.feed(handover.FillFailed{Reason: fmt.Sprintf("its files: %s", err)})
+			return
+		}
 	}
 	m.mu.Lock()
 	m.filled = int64(layout.Pages) * pager.PageSize
@@ -426,6 +459,12 @@ func (m *moveIn) continued(a handover.Resume) error {
 	if err := r.Restore(m.ctx, img.State); err != nil {
 		return err
 	}
+	if m.files != nil && !a.Paging {
+		// The source may forget the worker once it runs here.
+		if err := m.restOfFiles(m.logs); err != nil {
+			return err
+		}
+	}
 	m.n.log.Debug("worker restored", "worker", s.ID, "memory", armed.Sub(begun), "state", time.Since(armed))
 	w := m.n.newWorker(s, a.Epoch, r, m.logs)
 	w.gated, w.draining, w.paused = true, a.Paging, img.Paused
@@ -479,6 +518,17 @@ func (m *moveIn) continued(a handover.Resume) error {
 	return nil
 }
 
+// restOfFiles brings what is missing of the worker's files.
+func (m *moveIn) restOfFiles(logs *logRing) error {
+	lost, err := m.files.rest(m.ctx, 2*m.n.cfg.DrainTimeout)
+	if lost > 0 {
+		text := fmt.Sprintf("%d blocks of the worker's files could not be had from node %s: reading them is an I/O error", lost, m.n.nameOf(m.from))
+		logs.add(control.LogLine{Node: m.n.name(), Epoch: m.offer.Epoch + 1, Level: "warn", Source: "node", Text: text})
+		m.n.log.Warn("blocks of files are lost", "worker", m.offer.Worker, "blocks", lost)
+	}
+	return err
+}
+
 // drain fetches the missing pages while the worker runs.
 func (m *moveIn) drain() {
 	select {
@@ -494,8 +544,18 @@ func (m *moveIn) drain() {
 	}
 	watched, stop := context.WithCancel(m.ctx)
 	m.tasks.Go(func() { m.n.paths.watch(watched, func() uint64 { return sink.Stats().BytesIn }) })
+	files := make(chan error, 1)
+	if m.files != nil {
+		m.tasks.Go(func() { files <- m.restOfFiles(w.logs) })
+	} else {
+		files <- nil
+	}
 	err := sink.Run(m.ctx, dialer{m.n, m.from})
 	stop()
+	if err == nil {
+		// A runner that is gone says so itself.
+		<-files
+	}
 	w.memoryIn.release()
 	switch {
 	case m.ctx.Err() != nil:
@@ -580,6 +640,9 @@ func (m *moveIn) finish(r handover.Result) {
 		"outcome", r.Outcome.String(), "reason", r.Reason)
 	if m.intake != nil {
 		m.intake.Close()
+	}
+	if m.files != nil {
+		m.files.close()
 	}
 	close(m.done)
 	if w := m.worker(); w != nil {

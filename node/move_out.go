@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"meshnode/mesh"
@@ -65,7 +66,13 @@ type moveOut struct {
 	cancelFreeze context.CancelFunc // of the freeze under way
 	freezing     sync.WaitGroup     // the freeze under way
 	writes       *writeLog          // nil after a restart
-	forecast     forecast
+	// filesThere is closed when the destination has had all blocks of the
+	// worker's files, those of a moment ago; blockBytes counts what of them was
+	// sent.
+	filesThere chan struct{}
+	filesAhead sync.Once
+	blockBytes atomic.Int64
+	forecast   forecast
 
 	mu       sync.Mutex
 	at       handover.SourcePhase
@@ -189,6 +196,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 	m := &moveOut{
 		n: n, w: w, spec: w.spec, id: handover.NewMoveID(), to: to.ID, toName: to.Record.Name,
 		box: newMailbox(n.log), done: make(chan struct{}), kind: strategy, strategy: strategy.String(), started: time.Now(),
+		filesThere: make(chan struct{}),
 	}
 	carried := w.offered()
 	w.mu.Lock()
@@ -339,12 +347,19 @@ func (m *moveOut) warm(ctx context.Context) {
 	}
 	tick := time.NewTicker(warmStall)
 	defer tick.Stop()
-	for before := rounds.Stats().Bytes; ; {
+	settled, there := rounds.Settled(), m.filesThere
+	if !m.w.runner.HasFiles() {
+		there = nil
+	}
+	sent := func() int64 { return int64(rounds.Stats().Bytes) + m.blockBytes.Load() }
+	for before := sent(); settled != nil || there != nil; {
 		select {
-		case <-rounds.Settled():
-			return
+		case <-settled:
+			settled = nil
+		case <-there:
+			there = nil
 		case <-tick.C:
-			now := rounds.Stats().Bytes
+			now := sent()
 			if now == before {
 				m.n.log.Info("pages do not travel ahead", "worker", m.w.ID, "to", m.toName)
 				return
@@ -618,6 +633,7 @@ func (m *moveOut) sentLocked() pager.SourceStats {
 		st.HeldPages += ahead.Held
 		st.Bytes += ahead.Bytes
 	}
+	st.Bytes += uint64(m.blockBytes.Load())
 	return st
 }
 
@@ -733,7 +749,17 @@ func (n *Node) left(m *moveOut, epoch uint64) {
 		m.w.memoryIn.release()
 	})
 	m.w.remark("worker moved to node %s", m.toName)
-	m.w.discard()
+	if !m.w.runner.HasFiles() {
+		m.w.discard()
+		return
+	}
+	n.tasks.Go(func() {
+		// The blocks of its files are in its process.
+		if err := n.keepBlocks(context.WithoutCancel(n.ctx), m.w.runner); err != nil {
+			n.log.Info("files not kept for a return", "worker", m.w.ID, "error", err)
+		}
+		m.w.discard()
+	})
 }
 
 // lose ends a worker whose memory cannot be had.

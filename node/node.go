@@ -342,6 +342,8 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mesh.HandleClient(protoAttach, n.serveAttach)
 	n.mesh.Handle(protoModule, n.serveModule)
 	n.mesh.Handle(protoNamed, n.serveNamed)
+	n.mesh.Handle(protoStored, n.serveStored)
+	n.mesh.Handle(protoBlocks, n.serveBlocks)
 	n.mesh.Handle(protoHandover, n.serveHandover)
 	n.mesh.Handle(protoPaths, n.servePaths)
 	n.mesh.Handle(protoDemand, n.servePages)

@@ -29,6 +29,10 @@ type spec struct {
 	// Suspend is where the worker can be stopped to be moved, one of the control
 	// API's Suspend modes; empty is by the module's exports.
 	Suspend string `cbor:"9,keyasint,omitempty"`
+	// Dirs are the directories that a command worker found open, and FilesLimit
+	// bounds the sizes of its files, in bytes; 0 is none.
+	Dirs       []runner.Dir `cbor:"10,keyasint,omitempty"`
+	FilesLimit int64        `cbor:"11,keyasint,omitempty"`
 }
 
 // kind is what the worker's runner is to run it as.
@@ -612,6 +616,10 @@ func (w *worker) describe() control.Worker {
 		Events: w.events, Senders: senders, Inbox: waiting,
 		Since: w.since, Created: time.Unix(0, w.Created), Suspend: w.Suspend, Command: w.console != nil,
 		App: w.place.appName(), Pinned: pinned,
+		FilesLimit: w.FilesLimit,
+	}
+	for _, d := range w.Dirs {
+		c.Dirs = append(c.Dirs, control.Dir(d))
 	}
 	if m := w.move; m != nil {
 		c.Phase, c.MoveTo = m.phase(), m.toName

@@ -34,6 +34,8 @@ func (a *app) workerRunCommand() *cobra.Command {
 		name    string
 		limit   = sizeValue{min: 64 << 10, max: 4 << 30}
 		env     pairsValue
+		dirs    dirsValue
+		files   = sizeValue{min: 1, max: wasiMaxFiles}
 		suspend string
 		timeout = durationValue{d: 2 * time.Minute}
 	)
@@ -47,7 +49,11 @@ A module that exports meshnode_event handles one message at a time and moves
 between two of them. An ordinary WASI program, which exports _start, runs its
 own main and moves in the middle of it: each message is a line of its standard
 input (one that is a single Ctrl-D character ends it), and its log is what it
-writes. --suspend never keeps a worker of either kind on this node.`,
+writes. --suspend never keeps a worker of either kind on this node.
+
+Such a program may have directories: --dir HOST:GUEST gives it a copy of the
+directory or tar archive HOST, under the name GUEST (/ if not said), to read and,
+without :ro, to change. The copy is the worker's own and moves with it.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			own := args
 			if n := cmd.ArgsLenAtDash(); n >= 0 {
@@ -81,9 +87,21 @@ writes. --suspend never keeps a worker of either kind on this node.`,
 			defer cancel()
 			c := a.client()
 			defer c.Close()
-			w, err := c.RunWorker(ctx, control.RunRequest{
+			req := control.RunRequest{
 				Name: name, MemoryLimit: limit.bytes, Args: args[1:], Env: env.pairs, Suspend: suspend,
-			}, file.r, file.size)
+			}
+			archive, err := dirs.request(&req, int64(files.bytes))
+			if err != nil {
+				return err
+			}
+			var w control.Worker
+			if archive == nil {
+				w, err = c.RunWorker(ctx, req, file.r, file.size)
+			} else {
+				if w, err = c.RunWorkerIn(ctx, req, file.r, file.size, archive); err != nil {
+					err = archive.failed(err)
+				}
+			}
 			if err != nil {
 				return err
 			}
@@ -97,9 +115,14 @@ writes. --suspend never keeps a worker of either kind on this node.`,
 	cmd.Flags().Var(&limit, "memory-limit", "the most memory it may have, as 256MiB (default: the node's)")
 	cmd.Flags().StringVar(&suspend, "suspend", "", "where it can be stopped to be moved: anywhere, event or never (default: by the module's exports)")
 	cmd.Flags().Var(&env, "env", "a variable of its environment (repeatable)")
+	cmd.Flags().Var(&dirs, "dir", "a directory or tar archive that the program gets a copy of (repeatable)")
+	cmd.Flags().Var(&files, "files-limit", "how much its files may hold, as 1GiB (default: 256MiB if it has directories)")
 	cmd.Flags().Var(&timeout, "timeout", "how long to wait until it runs")
 	return cmd
 }
+
+// wasiMaxFiles is how much the files of any worker may hold, in bytes.
+const wasiMaxFiles = 32 << 30
 
 // A moduleFile is what a worker is started from. size is -1 where unknown.
 type moduleFile struct {
@@ -274,6 +297,7 @@ func workerTable(out io.Writer, w control.Worker) {
 		field(out, "pinned", "does not move by itself")
 	}
 	field(out, "suspend", freeText(w.Suspend))
+	field(out, "directories", dirsText(w))
 	events := fmt.Sprint(w.Events)
 	if w.EventMsP50 > 0 {
 		events += fmt.Sprintf(", of the last minute p50 %s, p99 %s", millis(w.EventMsP50), millis(w.EventMsP99))
@@ -289,6 +313,22 @@ func workerTable(out io.Writer, w control.Worker) {
 	field(out, "inbox", fmt.Sprintf("%s waiting, from %s", plural(w.Inbox, "message"), plural(w.Senders, "sender")))
 	field(out, "module", w.Module)
 	field(out, "created", w.Created.Local().Format(time.RFC3339)+", "+ago(w.Created)+" ago")
+}
+
+// dirsText says which directories a worker has; empty if it has none.
+func dirsText(w control.Worker) string {
+	var parts []string
+	for _, d := range w.Dirs {
+		s := freeText(d.Name)
+		if d.ReadOnly {
+			s += " (read-only)"
+		}
+		parts = append(parts, s)
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return strings.Join(parts, ", ") + ", at most " + size(uint64(w.FilesLimit))
 }
 
 func (a *app) workerLogsCommand() *cobra.Command {

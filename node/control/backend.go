@@ -69,8 +69,10 @@ type Backend interface {
 	Workers(ctx context.Context) ([]Worker, error)
 	// RunWorker starts a worker here and returns once it runs or has failed to.
 	// The module is at most MaxModuleBytes: reading beyond is an *Error with
-	// CodeTooLarge, to be returned as it is.
-	RunWorker(ctx context.Context, req RunRequest, module io.Reader) (Worker, error)
+	// CodeTooLarge, to be returned as it is. files is the archive of the worker's
+	// directories, nil if it has none, to be read after the module; the same holds
+	// for it and MaxArchiveBytes.
+	RunWorker(ctx context.Context, req RunRequest, module, files io.Reader) (Worker, error)
 
 	// Locate says where a worker is at home.
 	Locate(ctx context.Context, ref string) (Location, error)

@@ -272,8 +272,21 @@ func (c *Client) Workers(ctx context.Context) ([]Worker, error) {
 // RunWorker starts a worker at the daemon's node. module is size bytes, or of
 // unknown size with -1.
 func (c *Client) RunWorker(ctx context.Context, req RunRequest, module io.Reader, size int64) (d Worker, err error) {
+	return c.RunWorkerIn(ctx, req, module, size, nil)
+}
+
+// RunWorkerIn is RunWorker for a worker with directories, of which files is the
+// archive; the size of the module must be known.
+func (c *Client) RunWorkerIn(ctx context.Context, req RunRequest, module io.Reader, size int64, files io.Reader) (d Worker, err error) {
 	if size > MaxModuleBytes {
 		return d, tooLarge("module", size, MaxModuleBytes)
+	}
+	if files != nil {
+		if size < 0 {
+			return d, &Error{Code: CodeInvalid, Message: "a module of unknown size with directories", Hint: "give the module as a file"}
+		}
+		req.ModuleBytes = size
+		module, size = io.MultiReader(io.LimitReader(module, size), files), -1
 	}
 	run, err := json.Marshal(req)
 	if err != nil {

@@ -497,8 +497,7 @@ const runHeader = "Meshnode-Run"
 func (s *Server) postWorker(w http.ResponseWriter, r *http.Request) error {
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Now().Add(moduleTimeout))
-	body := &limitedBody{r: r.Body, left: MaxModuleBytes, done: func() { _ = rc.SetReadDeadline(time.Time{}) }}
-	d, err := s.runWorker(r, body)
+	d, err := s.runWorker(r, func() { _ = rc.SetReadDeadline(time.Time{}) })
 	if err != nil {
 		drain(r.Body, MaxModuleBytes)
 		return err
@@ -506,7 +505,8 @@ func (s *Server) postWorker(w http.ResponseWriter, r *http.Request) error {
 	return writeDocument(w, &d)
 }
 
-func (s *Server) runWorker(r *http.Request, module io.Reader) (d Worker, err error) {
+// runWorker calls done once it has read all of the body.
+func (s *Server) runWorker(r *http.Request, done func()) (d Worker, err error) {
 	var req RunRequest
 	dec := json.NewDecoder(strings.NewReader(r.Header.Get(runHeader)))
 	dec.DisallowUnknownFields()
@@ -521,22 +521,39 @@ func (s *Server) runWorker(r *http.Request, module io.Reader) (d Worker, err err
 			return d, &Error{Code: CodeInvalid, Message: fmt.Sprintf("environment entry %q is not KEY=VALUE", kv)}
 		}
 	}
-	if r.ContentLength > MaxModuleBytes {
-		return d, tooLarge("module", r.ContentLength, MaxModuleBytes)
+	if len(req.Dirs) == 0 {
+		if r.ContentLength > MaxModuleBytes {
+			return d, tooLarge("module", r.ContentLength, MaxModuleBytes)
+		}
+		module := &limitedBody{what: "module", r: r.Body, max: MaxModuleBytes, left: MaxModuleBytes, done: done}
+		return s.backend.RunWorker(r.Context(), req, module, nil)
 	}
-	return s.backend.RunWorker(r.Context(), req, module)
+	switch {
+	case req.FilesLimit < 0:
+		return d, &Error{Code: CodeInvalid, Message: fmt.Sprintf("filesLimit is %d, want a number of bytes", req.FilesLimit)}
+	case req.FilesLimit == 0:
+		req.FilesLimit = DefaultFilesLimit
+	}
+	if req.ModuleBytes <= 0 || req.ModuleBytes > MaxModuleBytes {
+		return d, &Error{Code: CodeInvalid, Message: fmt.Sprintf("moduleBytes is %d, want 1 to %d", req.ModuleBytes, MaxModuleBytes)}
+	}
+	max := MaxArchiveBytes(req.FilesLimit)
+	files := &limitedBody{what: "archive of the directories", r: r.Body, max: max, left: max, done: done}
+	return s.backend.RunWorker(r.Context(), req, io.LimitReader(r.Body, req.ModuleBytes), files)
 }
 
 // limitedBody reads at most left bytes and refuses more by name.
 type limitedBody struct {
+	what string
 	r    io.Reader
+	max  int64
 	left int64
 	done func() // called at the end of r
 }
 
 func (b *limitedBody) Read(p []byte) (int, error) {
 	if b.left < 0 {
-		return 0, tooLarge("module", 0, MaxModuleBytes)
+		return 0, tooLarge(b.what, 0, b.max)
 	}
 	if int64(len(p)) > b.left+1 {
 		p = p[:b.left+1]
@@ -544,7 +561,7 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	b.left -= int64(n)
 	if b.left < 0 {
-		return n - 1, tooLarge("module", 0, MaxModuleBytes)
+		return n - 1, tooLarge(b.what, 0, b.max)
 	}
 	if err == io.EOF {
 		b.done()

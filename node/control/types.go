@@ -289,7 +289,30 @@ type RunRequest struct {
 	// Suspend is one of the Suspend modes; empty leaves it to the module's
 	// exports.
 	Suspend string `json:"suspend,omitempty"`
+	// Dirs are the directories that a program finds open, copies of what follows
+	// the module's ModuleBytes bytes in the request's body: a zip archive with what
+	// is in the first below 0/, and so on. There is no more than one byte of
+	// archive for each of FilesLimit and 64 MiB.
+	Dirs        []Dir `json:"dirs,omitempty"`
+	ModuleBytes int64 `json:"moduleBytes,omitempty"`
+	// FilesLimit bounds the sizes of all of a program's files added up, in bytes;
+	// 0 is the default if there are Dirs.
+	FilesLimit int64 `json:"filesLimit,omitempty"`
 }
+
+// A Dir is a directory that a program finds open.
+type Dir struct {
+	// Name is what the program knows it by, as /data.
+	Name     string `json:"name"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// MaxArchiveBytes is the largest archive of directories for a limit.
+func MaxArchiveBytes(filesLimit int64) int64 { return filesLimit + 64<<20 }
+
+// DefaultFilesLimit is the limit of a program with directories that names none,
+// in bytes.
+const DefaultFilesLimit = 256 << 20
 
 // Where a worker can be stopped to be moved.
 const (
@@ -386,6 +409,10 @@ type Worker struct {
 	Inbox       int    `json:"inbox"` // messages waiting
 	// Suspend is one of the Suspend modes.
 	Suspend string `json:"suspend,omitempty"`
+	// Dirs are the directories that a program found open, and FilesLimit bounds
+	// what its files hold, in bytes.
+	Dirs       []Dir `json:"dirs,omitempty"`
+	FilesLimit int64 `json:"filesLimit,omitempty"`
 	// Command says that the worker runs a main of its own: messages are lines of
 	// its input, and it answers no calls.
 	Command bool      `json:"command,omitempty"`

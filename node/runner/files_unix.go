@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"path"
 	"runtime/debug"
 	"strconv"
 
@@ -44,17 +45,27 @@ func (c *child) filesOf(s *setup, world *wasi.Config) (closeArchive func(), err 
 		return closeArchive, fmt.Errorf("open the archive of the worker's directories: %w", err)
 	}
 	for i, d := range s.Dirs {
-		sub, err := fs.Sub(archive, strconv.Itoa(i))
-		if err != nil {
-			archive.Close()
-			return closeArchive, fmt.Errorf("directory %s: %w", d.Name, err)
+		dir := wasi.Dir{Name: d.Name, Source: below{archive, strconv.Itoa(i)}, ReadOnly: d.ReadOnly}
+		if _, err := fs.Stat(dir.Source, "."); err != nil {
+			dir.Source = nil // nothing is in it
 		}
-		if _, err := fs.Stat(sub, "."); err != nil {
-			sub = nil // nothing is in it
-		}
-		world.Dirs = append(world.Dirs, wasi.Dir{Name: d.Name, Source: sub, ReadOnly: d.ReadOnly})
+		world.Dirs = append(world.Dirs, dir)
 	}
 	return func() { archive.Close() }, nil
+}
+
+// below is what is in a directory of an archive. Unlike fs.Sub's it does not claim
+// to read symbolic links, which in an archive are files with a mode.
+type below struct {
+	archive fs.FS
+	dir     string
+}
+
+func (b below) Open(name string) (fs.File, error) {
+	if !fs.ValidPath(name) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
+	}
+	return b.archive.Open(path.Join(b.dir, name))
 }
 
 // setUpMemory is what the process may take for compiling, in bytes, before it

@@ -54,6 +54,7 @@ var programs = []program{
 	{name: "virtual", long: []string{"8000"}, step: 500},
 	{name: "waiter", input: "hello\nsleep 3\nworld\n", here: true, step: 1},
 	{name: "files", here: true, step: 1},
+	{name: "notes", input: "append a word\nsum a\ncat a\nsize a\ncat b\nwhat\n", here: true, step: 1},
 }
 
 var built struct {

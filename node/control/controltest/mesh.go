@@ -485,7 +485,7 @@ func (b *Backend) Workers(context.Context) ([]control.Worker, error) {
 }
 
 // RunWorker implements control.Backend.
-func (b *Backend) RunWorker(_ context.Context, r control.RunRequest, module io.Reader) (control.Worker, error) {
+func (b *Backend) RunWorker(_ context.Context, r control.RunRequest, module, _ io.Reader) (control.Worker, error) {
 	n, err := io.Copy(io.Discard, module)
 	if err != nil {
 		return control.Worker{}, err
