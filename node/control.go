@@ -347,12 +347,8 @@ func (n *Node) local(id string) *worker {
 
 func (b backend) RunWorker(ctx context.Context, req control.RunRequest, module, files io.Reader) (control.Worker, error) {
 	n := b.n
-	if e, err := n.dir.find(req.Name); err == nil && !ended(e.State) {
-		return control.Worker{}, &control.Error{
-			Code:    control.CodeConflict,
-			Message: fmt.Sprintf("a worker called %s runs at node %s already", req.Name, n.nameOf(e.Home)),
-			Hint:    "choose another name with --name, or stop that worker",
-		}
+	if err := n.free(req.Name); err != nil {
+		return control.Worker{}, err
 	}
 	h, size, err := n.modules.put(module, nil)
 	if err != nil {

@@ -137,14 +137,20 @@ func (n *Node) create(ctx context.Context, s spec, files string, prepare func(*w
 		r.Close()
 		return nil, err
 	}
+	n.list(w)
+	n.log.Info("worker started", "worker", s.ID, "name", s.Name, "module", s.Module, "suspend", s.Suspend)
+	return w, nil
+}
+
+// list makes a new worker one of this node's, and runs it.
+func (n *Node) list(w *worker) {
 	n.mu.Lock()
-	n.workers[s.ID] = w
+	n.workers[w.ID] = w
 	n.mu.Unlock()
+	w.timers.run(time.Now())
 	w.outbox.start()
 	w.start()
 	w.setState(control.StateRunning, "")
-	n.log.Info("worker started", "worker", s.ID, "name", s.Name, "module", s.Module, "suspend", s.Suspend)
-	return w, nil
 }
 
 // reserve claims memory for a worker that is being made or is arriving, or

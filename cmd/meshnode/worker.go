@@ -23,6 +23,7 @@ func (a *app) workerCommand() *cobra.Command {
 		a.workerRunCommand(), a.workerListCommand(), a.workerShowCommand(), a.workerLogsCommand(),
 		a.workerCallCommand(), a.workerSendCommand(), a.workerAttachCommand(), a.workerMigrateCommand(),
 		a.workerExplainCommand(), a.workerPinCommand(), a.workerUnpinCommand(),
+		a.workerExportCommand(), a.workerImportCommand(),
 		a.workerVerbCommand("pause", "Let a worker take no more messages; they wait", (*control.Client).Pause),
 		a.workerVerbCommand("resume", "Let a paused worker go on", (*control.Client).Resume),
 		a.workerVerbCommand("stop", "End a worker; its state is gone", (*control.Client).Stop),

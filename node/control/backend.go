@@ -74,6 +74,11 @@ type Backend interface {
 	// for it and MaxArchiveBytes.
 	RunWorker(ctx context.Context, req RunRequest, module, files io.Reader) (Worker, error)
 
+	// Import makes a worker of what Export yielded, at this or another node, and
+	// runs it here. It is another worker than the one that was exported. An empty
+	// name is the name which that one had.
+	Import(ctx context.Context, name string, file io.Reader) (Worker, error)
+
 	// Locate says where a worker is at home.
 	Locate(ctx context.Context, ref string) (Location, error)
 	// Peer returns the way to another node's PeerHandler; see PeerTransport.
@@ -102,6 +107,9 @@ type Backend interface {
 	Sample(ctx context.Context, ref string, length time.Duration) (Worker, error)
 	// Plan says what Migrate would be like, and changes nothing.
 	Plan(ctx context.Context, ref string, req MigrateRequest) (MovePlan, error)
+	// Export yields all of the worker, as it was at one moment, and leaves it as
+	// it is. The caller closes it.
+	Export(ctx context.Context, ref string) (io.ReadCloser, error)
 	Pause(ctx context.Context, ref string) (Worker, error)
 	Resume(ctx context.Context, ref string) (Worker, error)
 	Stop(ctx context.Context, ref string) (Worker, error)

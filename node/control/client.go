@@ -310,6 +310,48 @@ func (c *Client) RunWorkerIn(ctx context.Context, req RunRequest, module io.Read
 	return d, decodeAnswer(ctx, resp, &d)
 }
 
+// Export writes all of a worker to w, as it is at one moment, and leaves it as
+// it is. Only a nil error means that all of it is there.
+func (c *Client) Export(ctx context.Context, ref string, w io.Writer) error {
+	if err := checkRef("worker", ref); err != nil {
+		return err
+	}
+	hr, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://meshnode"+workerPath(ref, "/export"), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(hr)
+	if err != nil {
+		return clientError(ctx, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return readError(resp)
+	}
+	if _, err = io.Copy(w, resp.Body); err != nil {
+		return clientError(ctx, err)
+	}
+	return nil
+}
+
+// Import makes a worker of what Export has written, at the daemon's node. An
+// empty name is the name that the exported one had.
+func (c *Client) Import(ctx context.Context, name string, file io.Reader) (d Worker, err error) {
+	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://meshnode/v1/workers/import?name="+url.QueryEscape(name), file)
+	if err != nil {
+		return d, err
+	}
+	resp, err := c.http.Do(hr)
+	if err != nil {
+		return d, clientError(ctx, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return d, readError(resp)
+	}
+	return d, decodeAnswer(ctx, resp, &d)
+}
+
 // Worker describes one worker, asked at its home.
 func (c *Client) Worker(ctx context.Context, ref string) (d Worker, err error) {
 	return c.workerDo(ctx, http.MethodGet, ref, "")

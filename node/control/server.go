@@ -164,6 +164,7 @@ func (s *Server) Handler() http.Handler {
 	s.appRoutes(route)
 	route("GET /v1/workers", s.getWorkers)
 	route("POST /v1/workers", s.postWorker)
+	route("POST /v1/workers/import", s.postImport)
 	route("POST /v1/workers/{ref}/call", s.postCall)
 	route("POST /v1/workers/{ref}/send", s.postSend)
 	route("POST /v1/workers/{ref}/session", s.postSession)
@@ -214,6 +215,7 @@ func (s *Server) PeerHandler() http.Handler {
 func (s *Server) workerRoutes(route func(string, func(http.ResponseWriter, *http.Request) error)) {
 	route("GET /v1/workers/{ref}", s.getWorker)
 	route("GET /v1/workers/{ref}/logs", s.getLogs)
+	route("GET /v1/workers/{ref}/export", s.getExport)
 	route("POST /v1/workers/{ref}/migrate", s.postMigrate)
 	route("POST /v1/workers/{ref}/explain", s.postExplain)
 	route("POST /v1/workers/{ref}/plan", s.postPlan)
@@ -567,6 +569,36 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 		b.done()
 	}
 	return n, err
+}
+
+// getExport sends a worker whole. An end of the answer that is none is for the
+// file to tell, which says how it ends.
+func (s *Server) getExport(w http.ResponseWriter, r *http.Request) error {
+	file, err := s.backend.Export(r.Context(), r.PathValue("ref"))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if _, err := io.Copy(w, file); err != nil {
+		panic(http.ErrAbortHandler) // the client has gone, or is to learn that there is more
+	}
+	return nil
+}
+
+func (s *Server) postImport(w http.ResponseWriter, r *http.Request) error {
+	name := r.URL.Query().Get("name")
+	if name != "" {
+		if err := CheckWorkerName(name); err != nil {
+			return err
+		}
+	}
+	d, err := s.backend.Import(r.Context(), name, r.Body)
+	if err != nil {
+		drain(r.Body, MaxModuleBytes)
+		return err
+	}
+	return writeDocument(w, &d)
 }
 
 func (s *Server) getWorker(w http.ResponseWriter, r *http.Request) error {

@@ -502,6 +502,20 @@ func (b *Backend) RunWorker(_ context.Context, r control.RunRequest, module, _ i
 	return w.Worker, nil
 }
 
+// Import implements control.Backend: the file is the module of a new worker.
+func (b *Backend) Import(ctx context.Context, name string, file io.Reader) (control.Worker, error) {
+	return b.RunWorker(ctx, control.RunRequest{Name: name}, file, nil)
+}
+
+// Export implements control.Backend: a worker's name.
+func (b *Backend) Export(_ context.Context, ref string) (io.ReadCloser, error) {
+	w, err := b.home(ref)
+	if err != nil {
+		return nil, err
+	}
+	return io.NopCloser(strings.NewReader(w.Name)), nil
+}
+
 // Locate implements control.Backend.
 func (b *Backend) Locate(_ context.Context, ref string) (control.Location, error) {
 	b.mesh.mu.Lock()
