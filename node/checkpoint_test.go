@@ -9,8 +9,9 @@ import (
 	"meshnode/pager"
 )
 
-// sampleCheckpoint is one with some of everything.
-func sampleCheckpoint(tb testing.TB) []byte {
+// sampleCheckpoint is one with some of everything, and, if it is large, with more
+// than a record holds.
+func sampleCheckpoint(tb testing.TB, large bool) []byte {
 	tb.Helper()
 	var b bytes.Buffer
 	c, err := newCheckpointWriter(&b)
@@ -28,12 +29,16 @@ func sampleCheckpoint(tb testing.TB) []byte {
 	for _, page := range []int{0, 1, 5, 199} {
 		memory[page*pager.PageSize+7] = byte(page + 1)
 	}
-	for page := 50; page < 150; page++ { // more than one record holds
-		memory[page*pager.PageSize] = 1
+	module := "module"
+	if large {
+		module = strings.Repeat(module, 50_000)
+		for page := 50; page < 150; page++ {
+			memory[page*pager.PageSize] = 1
+		}
 	}
 	for _, err := range []error{
 		c.put(record{Image: head}),
-		c.module(strings.NewReader(strings.Repeat("module", 50_000))),
+		c.module(strings.NewReader(module)),
 		c.memory(memory),
 		c.put(record{Blocks: [][]byte{[]byte("a block")}}),
 		c.end(),
@@ -71,7 +76,7 @@ func readAll(b []byte) (module, memory []byte, err error) {
 }
 
 func TestCheckpoint(t *testing.T) {
-	b := sampleCheckpoint(t)
+	b := sampleCheckpoint(t, true)
 	module, memory, err := readAll(b)
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +143,7 @@ func TestCheckpointOrder(t *testing.T) {
 // FuzzCheckpoint: no bytes panic or take more memory than they are, and what is
 // accepted ends where it says.
 func FuzzCheckpoint(f *testing.F) {
-	f.Add(sampleCheckpoint(f))
+	f.Add(sampleCheckpoint(f, false))
 	f.Add([]byte(checkpointMagic + "\x01"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := bytes.NewReader(b)

@@ -9,19 +9,28 @@ import (
 	"meshnode/mesh"
 	"meshnode/node/control"
 	"meshnode/node/runner"
+	"meshnode/node/suspend"
 	"meshnode/node/wasi"
 	"meshnode/pager"
 )
 
 func sampleImage() image {
+	program, err := (&suspend.State{
+		Version: 2, Entry: "_start", Globals: []uint64{9},
+		Frames: []suspend.Frame{{Function: 3, Point: 1, Values: []uint64{1 << 40, 2}}},
+		Tables: [][]uint32{{0, 4}},
+	}).AppendBinary(nil)
+	if err != nil {
+		panic(err)
+	}
 	return image{
 		Spec: spec{
 			ID: newID(), Name: "sample", Module: pager.Hash{1}, ModuleBytes: 9, MemoryLimit: 2 * wasmPage,
 			Args: []string{"a"}, Env: []string{"K=V"}, Created: 1,
 		},
 		State: runner.State{
-			Pages: 2, Globals: []runner.Global{{Index: 1, Type: 0x7f, Value: 7}}, WASI: wasi.State{}, Clock: 5,
-			Program: []byte("frames"),
+			Pages: 2, Globals: []runner.Global{{Index: 1, Type: 0x7f, Value: 7}}, WASI: wasi.State{FDs: []wasi.FD{{}, {Stream: 1}, {Closed: true}}}, Clock: 5,
+			Program: program,
 		},
 		Timers:  []timerState{{ID: 1, Left: time.Second, Every: time.Minute}},
 		Senders: []senderCursor{{ID: senderID{1}, Done: 3, Replies: []reply{{Seq: 3, Payload: []byte("r")}}}},
