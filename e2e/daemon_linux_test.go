@@ -80,6 +80,8 @@ func (w *world) cmdStart(neg bool, args []string) error {
 			issuer = v
 		} else if v, ok := strings.CutPrefix(arg, "tier="); ok {
 			tier = v
+		} else if v, ok := strings.CutPrefix(arg, "arch="); ok {
+			w.arches[name] = v
 		} else {
 			flags = append(flags, arg)
 		}
@@ -141,7 +143,15 @@ func (w *world) run(node *netlab.Node, flags []string) (*daemon, error) {
 		return nil, err
 	}
 	args := append([]string{"up", "--state-dir", w.stateDir(name), "--listen", ":" + meshPort}, flags...)
-	cmd := w.command(context.Background(), node, "meshnode", args...)
+	program := "meshnode"
+	if arch := w.arches[name]; arch != "" {
+		var err error
+		if program, err = emulated(filepath.Dir(w.ts.Getenv("APPS")), arch); err != nil {
+			return nil, err
+		}
+		args = append(args, "--runner", program)
+	}
+	cmd := w.command(context.Background(), node, program, args...)
 	log, err := os.OpenFile(w.logFile(name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err

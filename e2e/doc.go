@@ -70,7 +70,8 @@
 //		Plain packets, for tests of the lab itself.
 //
 // The conditions [netns] (labs are available; without them every script is
-// skipped, with the reason), [clang] (clang builds WebAssembly for WASI) and
+// skipped, with the reason), [clang] (clang builds WebAssembly for WASI), [qemu]
+// (qemu-user-static emulates other processors) and
 // [race] (meshnode has the race detector in it) exist. $APPS is the directory
 // with the example apps built: counter.wasm and so on.
 //

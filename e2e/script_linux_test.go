@@ -56,6 +56,8 @@ func TestScripts(t *testing.T) {
 				return netlab.Unavailable() == nil, nil
 			case "clang":
 				return haveClang(), nil
+			case "qemu":
+				return haveQemu(), nil
 			case "race":
 				return os.Getenv("E2E_RACE") == "1", nil
 			}
@@ -82,7 +84,7 @@ var scriptCommands = map[string]struct {
 	"heal":      {"A [B]", false, (*world).cmdHeal},
 	"readdress": {"NAME", false, (*world).cmdReaddress},
 	"linkstats": {"A B", false, (*world).cmdLinkStats},
-	"start":     {"NAME [join=OTHER] [token=OTHER] [tier=TIER] [flag...]", true, (*world).cmdStart},
+	"start":     {"NAME [join=OTHER] [token=OTHER] [tier=TIER] [arch=ARCH] [flag...]", true, (*world).cmdStart},
 	"shutdown":  {"NAME", false, (*world).cmdShutdown},
 	"crash":     {"NAME", false, (*world).cmdCrash},
 	"restart":   {"NAME [flag...]", false, (*world).cmdRestart},
@@ -99,6 +101,7 @@ type world struct {
 	dir     string                 // $WORK
 	lab     *netlab.Lab
 	tiers   map[string]string
+	arches  map[string]string // of nodes that are emulated
 	daemons map[string]*daemon
 }
 
@@ -128,7 +131,7 @@ func setup(env *testscript.Env, dir string) error {
 	}
 	w := &world{
 		dir: env.WorkDir, lab: lab,
-		tiers: make(map[string]string), daemons: make(map[string]*daemon),
+		tiers: make(map[string]string), arches: make(map[string]string), daemons: make(map[string]*daemon),
 	}
 	env.Values[worldKey{}] = w
 	env.Defer(func() {

@@ -132,6 +132,7 @@ func (p *cddlMatch) one(v any, match bool) error {
 		return p.mapping(v, match)
 	case "[":
 		return p.array(v, match)
+	case "any":
 	case "uint", "int":
 		n, ok := numeric(v)
 		if !ok || t == "uint" && n < 0 {

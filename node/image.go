@@ -35,7 +35,7 @@ type image struct {
 	// standard output and error.
 	Lines [][]byte `cbor:"9,keyasint,omitempty"`
 	// App is what it carries along of its app and its placement.
-	App appState `cbor:"10,keyasint"`
+	App appState `cbor:"10,keyasint,omitzero"`
 }
 
 // encode returns the image as it travels: magic, version, CBOR.

@@ -37,6 +37,7 @@ func (a *app) upCommand() *cobra.Command {
 		pageCache    = sizeValue{bytes: 512 << 20, max: 1 << 40}
 		interpreter  bool
 		noPaging     bool
+		exe          string
 		tier         enumValue
 		level        = enumValue{value: "info"}
 		format       = enumValue{value: "text"}
@@ -85,6 +86,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 				MetricsAddr:  metrics.addr,
 				Interpreter:  interpreter,
 				NoPaging:     noPaging,
+				Exe:          exe,
 				EventTimeout: eventTimeout.d,
 				DrainTimeout: drainTimeout.d,
 				PushRate:     int64(min(pushRate.bytes, math.MaxInt64)),
@@ -136,11 +138,13 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.Var(&pageCache, "page-cache", "how much disk the memory of workers that were here may take, so that they return with less; 0B is none")
 	f.BoolVar(&interpreter, "interpreter", false, "run WebAssembly without compiling it")
 	f.BoolVar(&noPaging, "no-paging", false, "let a worker that moves here run only once all of its memory is here, as where the kernel has no userfaultfd")
+	f.StringVar(&exe, "runner", "", "what to start for each worker, if it is not this binary: a script that runs it under an emulator")
 	enumFlag(cmd, &tier, "tier", "", "what this node is when it founds a mesh; one that joins has its token's (default cloud)", control.Tiers)
 	enumFlag(cmd, &level, "log-level", "", "the least that is logged", []string{"debug", "info", "warn", "error"})
 	enumFlag(cmd, &format, "log-format", "", "how it is logged", []string{"text", "json"})
 	_ = cmd.MarkFlagFilename("token-file")
 	_ = cmd.MarkFlagFilename("cpu-stat")
+	_ = cmd.MarkFlagFilename("runner")
 	_ = cmd.MarkFlagDirname("cache-dir")
 	return cmd
 }
