@@ -124,6 +124,7 @@ func build() (string, error) {
 	if haveClang() {
 		for name, args := range map[string][]string{
 			"counter-c": {"-mexec-model=reactor", "-I", "../node/guest", "apps/counter-c/counter.c"},
+			"sha256":    {"apps/suite/sha256/sha256.c"},
 			"until":     {"apps/suite/until/until.c"},
 			"waiter":    {"apps/suite/waiter/waiter.c"},
 			"files":     {"apps/suite/files/files.c"},
