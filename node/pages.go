@@ -32,6 +32,9 @@ const (
 	maxStoreBytes = 256 << 20
 	// defaultPageCache is how much of it is kept on disk.
 	defaultPageCache = 512 << 20
+	// maxVersionBytes bounds what a move remembers of what it has sent, and an
+	// eighth of the memory that is free.
+	maxVersionBytes = 512 << 20
 	// pushWeight is the weight of a worker that runs at its destination and
 	// still has pages here.
 	pushWeight = 4
@@ -52,6 +55,15 @@ func storeBytes() int64 {
 		return int64(min(maxStoreBytes, total/16))
 	}
 	return maxStoreBytes / 4
+}
+
+// versionBytes returns how much memory a move may take to remember pages as they
+// were sent.
+func versionBytes() int64 {
+	if _, free := memory(); free > 0 {
+		return int64(min(maxVersionBytes, free/8))
+	}
+	return maxVersionBytes / 8
 }
 
 // openPages opens the store of pages, and what tells of which memories they

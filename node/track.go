@@ -96,7 +96,7 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 	share := n.budget.Share(string(l.to), 1)
 	l.rounds, err = pager.NewRounds(pager.RoundsConfig{
 		Worker: l.w.ID, Epoch: l.w.epochNow(), Memory: r.Data[:l.w.MemoryLimit], Size: l.w.memoryNow,
-		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), Share: share, Log: n.log,
+		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), Versions: versionBytes(), Share: share, Log: n.log,
 	})
 	if err != nil {
 		share.Close()

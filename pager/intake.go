@@ -64,6 +64,9 @@ type Intake struct {
 // lookTwice makes Sink.Arm check what an Intake left, for tests.
 var lookTwice = false
 
+// acksMost is how many frames one acknowledgement covers at most.
+const acksMost = 32
+
 // What the Intake knows of a page.
 const (
 	intakeNone = iota
@@ -279,6 +282,9 @@ func (t *Intake) serve(l *intakeLink) (err error) {
 			return err
 		}
 		count++
+		if len(out) == 0 && in.r.Buffered() > 0 && count%acksMost != 0 {
+			continue // the next one says so as well
+		}
 		if err := write(appendAck(out, count)); err != nil {
 			return fmt.Errorf("write: %w", err)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,8 @@ const (
 	// roundWindow bounds what is sent and not yet acknowledged, in bytes. What
 	// is on its way at the freeze has to be sent again.
 	roundWindow = 4 << 20
+	// roundWrite is how many bytes are written at once, where frames are smaller.
+	roundWrite = 8 << 10
 	// roundPause is the time between two looks at what was written.
 	roundPause = 20 * time.Millisecond
 	// roundFew is how many pages, 128 KiB, are too few for another round.
@@ -32,6 +35,9 @@ const (
 	// more than they bring.
 	judgeFrom  = 1024
 	judgeShare = 2
+	// rateFrom is how many bytes a round must have to say what the link carries,
+	// if that is known already.
+	rateFrom = 1 << 20
 	// roundsMost bounds the rounds of a worker whose writes neither converge
 	// nor stall.
 	roundsMost = 30
@@ -56,6 +62,9 @@ type RoundsConfig struct {
 	// nil if it was made here. A destination that knew it as that, too, is told
 	// no name that has not changed.
 	Base *Table
+	// Versions is how many bytes the Rounds may take to remember pages as they
+	// were sent, so that the next version can be sent as a patch: 16 MiB if 0.
+	Versions int64
 	// Share is as in SourceConfig, and closed by Close.
 	Share *Share
 	// Log is never nil.
@@ -109,6 +118,7 @@ type Rounds struct {
 	left    int  // pages to be sent at the end of the last round
 	closing bool // no more pages are sent, only what has become stale
 	picked  int  // pages taken to be sent since judged was todo
+	firsts  int  // of those, for the first time
 	judged  int
 	rate    float64
 	dirty   float64 // bytes a second
@@ -456,7 +466,8 @@ func (r *Rounds) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	}
 	st := &roundStream{
 		Rounds: r, rw: rw, buf: make([]byte, maxRun*PageSize), ahead: hello.Names,
-		accepts: hello.Accepts, choose: newChooser(hello.Accepts, r.cfg.Share.most()), versions: make(versions),
+		accepts: hello.Accepts, choose: newChooser(hello.Accepts, r.cfg.Share.most()),
+		versions: make(versions), most: int(cmp.Or(r.cfg.Versions, versionsMost) / PageSize),
 	}
 	if base := r.cfg.Base; hello.Names && base != nil && hello.Base == base.Digest() {
 		st.base = base
@@ -504,24 +515,29 @@ type roundStream struct {
 	ahead    bool     // the far side wants names ahead of bytes
 	base     *Table   // which it knows, or nil
 	again    bool     // the first round is over
-	versions versions // what it holds of pages that were sent in later rounds
+	versions versions // what it holds of pages that may be written again
+	most     int      // of them
+	patches  int      // sent
+	patching bool     // most of what is written again can go as patches
 	framer   framer
 	buf      []byte // pages, copied
 	hashes   [maxRun]Hash
 	frame    []byte
+	out      []byte // frames not yet written
 	kinds    []byte
 	said     []byte // names in the frame
 
 	// Guarded by Rounds.mu:
-	first    uint32 // frames of this stream are numbered from first+1
-	list     []Run  // what is left of this round
-	since    uint32 // the scan that the list is from
-	offered  []bool // pages whose names were sent ahead
-	offers   []roundOffer
-	asked    int   // names answered
-	hits     int   // and had
-	inFlight int   // bytes not acknowledged
-	sizes    []int // of the frames not acknowledged
+	first                    uint32 // frames of this stream are numbered from first+1
+	list                     []Run  // what is left of this round
+	roundPicked, roundFirsts int    // as picked and firsts, of this round
+	since                    uint32 // the scan that the list is from
+	offered                  []bool // pages whose names were sent ahead
+	offers                   []roundOffer
+	asked                    int   // names answered
+	hits                     int   // and had
+	inFlight                 int   // bytes not acknowledged
+	sizes                    []int // of the frames not acknowledged
 }
 
 // A roundOffer is a frame of names, of which left pages have no answer.
@@ -547,7 +563,7 @@ func (st *roundStream) serve(ctx context.Context, takeOver func(*Source, <-chan 
 		}
 	}
 	st.first, st.acked = st.seq, st.seq
-	st.picked, st.judged = 0, st.todo
+	st.picked, st.firsts, st.judged = 0, 0, st.todo
 	if st.ahead {
 		st.offered = make([]bool, st.limit())
 	}
@@ -808,10 +824,37 @@ func (st *roundStream) judge() {
 	if st.picked < judgeFrom {
 		return
 	}
-	if (st.judged-st.todo)*judgeShare < st.picked {
+	st.patching = st.patchableLocked()
+	if (st.judged-st.todo)*judgeShare < st.picked && !st.gainsLocked(st.picked, st.firsts) {
 		st.settleLocked("writes keep up with the link")
 	}
-	st.picked, st.judged = 0, st.todo
+	st.picked, st.firsts, st.judged = 0, 0, st.todo
+}
+
+// gainsLocked reports whether pages picked were worth it however soon they are
+// written again: most of them went for the first time, and a patch will do then.
+func (st *roundStream) gainsLocked(picked, firsts int) bool {
+	return st.patching && firsts*2 >= picked
+}
+
+// patchableLocked looks at some pages that were written since they were sent, and
+// reports whether most of them could go as patches now.
+func (st *roundStream) patchableLocked() bool {
+	const most = 64
+	looked, small := 0, 0
+	for i, at := 0, rand.IntN(st.pages); i < st.pages && looked < most; i++ {
+		p := PageNum((at + i) % st.pages)
+		if st.state[p] != roundTodo || !st.there[p] {
+			continue
+		}
+		looked++
+		if was := st.versions[p]; was != nil {
+			if _, ok := appendPatch(st.said[:0], was.bytes[:], st.cfg.Memory[int(p)*PageSize:][:PageSize]); ok {
+				small++
+			}
+		}
+	}
+	return small*4 > looked*3
 }
 
 // settleLocked ends the rounds. Settled follows when the far side has dropped
@@ -836,13 +879,16 @@ func (st *roundStream) sendRound(ctx context.Context, last time.Time) (sent bool
 			last = time.Now()
 		}
 		if st.isClosing() {
-			return sent, nil
+			return sent, st.flush(ctx)
 		}
 		run, seq, what := st.pick()
 		switch what {
 		case planDone:
-			return sent, nil
+			return sent, st.flush(ctx)
 		case planWait:
+			if err := st.flush(ctx); err != nil {
+				return sent, err
+			}
 			select {
 			case <-st.wake:
 			case <-st.frozen:
@@ -865,6 +911,8 @@ func (st *roundStream) begin() {
 	defer st.mu.Unlock()
 	st.since = st.recency.scan
 	st.list = st.list[:0]
+	st.roundPicked, st.roundFirsts = 0, 0
+	st.picked, st.firsts, st.judged = 0, 0, st.todo
 	if st.todo == 0 {
 		return
 	}
@@ -874,8 +922,15 @@ func (st *roundStream) begin() {
 			pages = append(pages, p)
 		}
 	}
-	// Stable, so that pages of one age stay in order and make runs.
+	// Where patches will do, those go first that have to be sent whole. Stable,
+	// so that pages of one age stay in order and make runs.
 	slices.SortStableFunc(pages, func(a, b PageNum) int {
+		if st.patching && st.there[a] != st.there[b] {
+			if st.there[b] {
+				return -1
+			}
+			return 1
+		}
 		return cmp.Compare(st.recency.when(a), st.recency.when(b))
 	})
 	for _, p := range pages {
@@ -892,7 +947,9 @@ func (st *roundStream) pick() (r Run, seq uint32, what int) {
 	}
 	naming := st.ahead && (st.asked < namesTrial || st.hits*64 >= st.asked)
 	// What was sent since it was listed, or written again, is for later.
-	due := func(p PageNum) bool { return st.state[p] == roundTodo && st.recency.when(p) <= st.since }
+	due := func(p PageNum) bool {
+		return st.state[p] == roundTodo && (st.recency.when(p) <= st.since || st.patching && !st.there[p])
+	}
 	name := func(p PageNum) bool { return naming && !st.offered[p] }
 	for len(st.list) > 0 && !due(st.list[0].First) {
 		st.drop(1)
@@ -915,6 +972,10 @@ func (st *roundStream) pick() (r Run, seq uint32, what int) {
 	st.drop(r.Count)
 	st.seq++
 	for q := r.First; q < r.end(); q++ {
+		if !st.there[q] && what == planPages {
+			st.firsts++
+			st.roundFirsts++
+		}
 		st.state[q], st.sentAt[q], st.there[q] = roundSent, st.seq, true
 		if what == planNames {
 			st.state[q], st.offered[q] = roundNamed, true
@@ -923,6 +984,7 @@ func (st *roundStream) pick() (r Run, seq uint32, what int) {
 	st.todo -= int(r.Count)
 	if what == planPages {
 		st.picked += int(r.Count)
+		st.roundPicked += int(r.Count)
 	}
 	if what == planNames {
 		st.offers = append(st.offers, roundOffer{r, st.seq, int(r.Count)})
@@ -940,7 +1002,7 @@ func (st *roundStream) drop(n uint32) {
 }
 
 // send copies pages, so that what is named is what is sent, and sends them or,
-// ahead of them, their names.
+// ahead of them, their names. Small frames wait for others, up to flush.
 func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) error {
 	buf := st.buf[:int(r.Count)*PageSize]
 	copy(buf, st.cfg.Memory[int(r.First)*PageSize:])
@@ -969,10 +1031,22 @@ func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) 
 	st.inFlight += len(st.frame)
 	st.sizes = append(st.sizes, len(st.frame))
 	st.mu.Unlock()
+	if st.out = append(st.out, st.frame...); len(st.out) < roundWrite {
+		return nil
+	}
+	return st.flush(ctx)
+}
+
+// flush writes the frames that wait for it.
+func (st *roundStream) flush(ctx context.Context) error {
+	out := st.out
+	if st.out = st.out[:0]; len(out) == 0 {
+		return nil
+	}
 	begun := time.Now()
 	most := st.cfg.Share.bytesIn(chunkTime, bulkChunk)
-	for at := 0; at < len(st.frame); at += most {
-		chunk := st.frame[at:min(at+most, len(st.frame))]
+	for at := 0; at < len(out); at += most {
+		chunk := out[at:min(at+most, len(out))]
 		if err := st.pace.wait(ctx, st.cfg.Share, st.meter, len(chunk)); err != nil {
 			return err
 		}
@@ -980,7 +1054,7 @@ func (st *roundStream) send(ctx context.Context, r Run, seq uint32, names bool) 
 			return err
 		}
 	}
-	st.choose.sent(len(st.frame), time.Since(begun))
+	st.choose.sent(len(out), time.Since(begun))
 	return nil
 }
 
@@ -1053,29 +1127,44 @@ func (st *roundStream) framePages(first PageNum, hashes []Hash, buf []byte) {
 		st.choose.encoded(f.tried, f.in, f.out, f.duration)
 	}
 	st.stats.pages.Add(uint64(f.named()))
-	if st.accepts&EncodeDelta == 0 || !st.again {
+	st.patches += len(f.sizes) / 2
+	if st.accepts&EncodeDelta == 0 || !st.again && !st.busy() {
 		return
 	}
-	// In the first round most pages are sent for the only time.
 	for i, h := range hashes {
 		if h != ZeroHash {
-			st.versions.put(first+PageNum(i), h, buf[i*PageSize:][:PageSize])
+			st.versions.put(first+PageNum(i), h, buf[i*PageSize:][:PageSize], st.most)
 		}
 	}
 }
 
-// versionsMost is how many pages of which the far side holds a version are
-// kept to send the next one as a patch: 16 MiB.
-const versionsMost = 4096
+const (
+	// versionsMost is how many bytes of pages of which the far side holds a
+	// version are kept to send the next one as a patch, if it is not said.
+	versionsMost = 16 << 20
+	// busyFrom is what a worker writes in a second, in bytes, for which that
+	// begins in the first round. Of one that writes less most pages are sent
+	// once.
+	busyFrom = 256 << 10
+	// busyScans is how many scans it takes to know that.
+	busyScans = 8
+)
 
-// A version is a page as it was sent last.
+// busy reports whether much of what is sent will be sent again.
+func (r *Rounds) busy() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.dirty >= busyFrom || r.recency.scan < busyScans
+}
+
+// A version is a page as it was last sent.
 type version struct {
 	name  Hash
 	bytes [PageSize]byte
 }
 
-// versions are the pages sent in later rounds: what is written again and
-// again. Which go when there are too many is left to chance.
+// versions are pages that may be written again. Which go when there are too many
+// is left to chance.
 type versions map[PageNum]*version
 
 func (v versions) take(p PageNum) *version {
@@ -1084,9 +1173,9 @@ func (v versions) take(p PageNum) *version {
 	return was
 }
 
-func (v versions) put(p PageNum, name Hash, page []byte) {
+func (v versions) put(p PageNum, name Hash, page []byte, most int) {
 	var in *version
-	if len(v) >= versionsMost {
+	if len(v) >= most {
 		for q, old := range v {
 			in = old
 			delete(v, q)
@@ -1114,7 +1203,8 @@ func (st *roundStream) measure(took time.Duration, bytes uint64) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.round++
-	if bytes < 2*roundFrame*PageSize && st.rate > 0 {
+	st.log.Debug("round sent", "round", st.round, "bytes", bytes, "took", took, "patches", st.patches, "todo", st.todo, "dirty", st.dirty)
+	if bytes < rateFrom && st.rate > 0 {
 		return // too little to tell
 	}
 	rate := float64(bytes) / max(took, time.Millisecond).Seconds()
@@ -1128,7 +1218,7 @@ func (st *roundStream) measure(took time.Duration, bytes uint64) {
 func (st *roundStream) end() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	stalled := st.round > 1 && st.todo*roundShrink >= st.left
+	stalled := st.round > 1 && st.todo*roundShrink >= st.left && !st.gainsLocked(st.roundPicked, st.roundFirsts)
 	st.left = st.todo
 	switch {
 	case st.todo <= roundFew:

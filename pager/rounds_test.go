@@ -68,3 +68,71 @@ func TestRoundsWrittenBack(t *testing.T) {
 		}
 	}
 }
+
+// A worker that writes as fast as the link carries ends the rounds, unless what
+// it writes can go as patches of what was sent before.
+func TestRoundsPatches(t *testing.T) {
+	const pages = judgeFrom + 76
+	for _, small := range []bool{true, false} {
+		r := testRand(t)
+		mem := testMemory(r, pages, 0)
+		tracker, err := NewTracker(TrackerConfig{Region: Region{Data: mem, UFFD: -1}, Size: int64(len(mem)), Hashes: true, Log: testLog(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tracker.Start(); err != nil {
+			t.Fatal(err)
+		}
+		rounds, err := NewRounds(RoundsConfig{
+			Worker: "w", Epoch: 3, Memory: mem, Size: func() int64 { return int64(len(mem)) }, Tracker: tracker, Log: testLog(t),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		st := &roundStream{
+			Rounds: rounds, rw: nowhere{}, buf: make([]byte, maxRun*PageSize), accepts: encodeAll,
+			choose: newChooser(0, 0), versions: make(versions), most: pages,
+		}
+		round := func() {
+			st.begin()
+			for {
+				run, seq, what := st.pick()
+				if what == planDone {
+					break
+				}
+				if err := st.send(t.Context(), run, seq, false); err != nil {
+					t.Fatal(err)
+				}
+				if err := st.acknowledged(seq); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := st.flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		round()
+		for p := range pages {
+			page := mem[p*PageSize:][:PageSize]
+			if small {
+				page[100]++
+				continue
+			}
+			for i := range page {
+				page[i] = byte(r.Uint32())
+			}
+		}
+		if err := st.look(); err != nil {
+			t.Fatal(err)
+		}
+		if st.isClosing() == small {
+			t.Errorf("small=%t: after a round in which all was written again the rounds end: %t", small, st.isClosing())
+		}
+		before := st.stats.bytes.Load()
+		round()
+		sent := st.stats.bytes.Load() - before
+		if small && (st.patches < pages*3/4 || sent > pages*256) || !small && st.patches > 0 {
+			t.Errorf("small=%t: the second round had %d patches of %d pages, %d bytes", small, st.patches, pages, sent)
+		}
+	}
+}
