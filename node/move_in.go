@@ -128,9 +128,12 @@ func (n *Node) arrive(s *mesh.Stream, msg handover.Message, offer handover.Offer
 	n.tasks.Go(func() { m.lnk.run(linkCtx) })
 	n.tasks.Go(func() {
 		defer endLink()
-		drive(n.ctx, m.machine, m.box, m.apply)
+		finished := drive(n.ctx, m.machine, m.box, m.apply)
 		m.cancel()
 		m.tasks.Wait()
+		if !finished {
+			m.letGo()
+		}
 	})
 	return nil
 }
@@ -605,12 +608,32 @@ func (m *moveIn) discard() {
 	}
 	m.tasks.Wait()
 	// A runner that came up meanwhile goes too.
+	m.closeRunner()
+	m.settle.Do(func() { close(m.settled) })
+}
+
+// closeRunner ends a runner that no worker has.
+func (m *moveIn) closeRunner() {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.runner != nil {
 		m.runner.Close()
 		m.runner = nil
 	}
+}
+
+// letGo gives back what the move holds, when the node stops before the machine
+// has finished and nothing is under way any more. A worker that runs here
+// already ends as the node's others do.
+func (m *moveIn) letGo() {
+	m.mu.Lock()
+	intake := m.intake
 	m.mu.Unlock()
+	if intake != nil {
+		intake.Close()
+	}
+	m.closeRunner()
+	m.unreserve()
 	m.settle.Do(func() { close(m.settled) })
 }
 

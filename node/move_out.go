@@ -21,8 +21,10 @@ type protocol interface {
 }
 
 // drive feeds a machine until apply reports that it has finished, or ctx ends:
-// to the peer that looks like a crash.
-func drive(ctx context.Context, p protocol, box *mailbox, apply func([]handover.Action) (finished bool)) {
+// to the peer that looks like a crash. What the move holds of this process is
+// then for the caller to let go of: a node that joins another mesh starts again
+// within it.
+func drive(ctx context.Context, p protocol, box *mailbox, apply func([]handover.Action) (finished bool)) (finished bool) {
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
 	for {
@@ -38,11 +40,11 @@ func drive(ctx context.Context, p protocol, box *mailbox, apply func([]handover.
 		case <-due:
 			evs = []handover.Event{handover.Tick{}}
 		case <-ctx.Done():
-			return
+			return false
 		}
 		for _, ev := range evs {
 			if apply(p.Handle(ev, time.Now())) {
-				return
+				return true
 			}
 		}
 	}
@@ -65,6 +67,7 @@ type moveOut struct {
 
 	cancelFreeze context.CancelFunc // of the freeze under way
 	freezing     sync.WaitGroup     // the freeze under way
+	held         sync.Once          // ends what letGo gives back
 	writes       *writeLog          // nil after a restart
 	// filesThere is closed when the destination has had all blocks of the
 	// worker's files, those of a moment ago; blockBytes counts what of them was
@@ -246,7 +249,9 @@ func (n *Node) startOut(m *moveOut) {
 	m.feed(handover.Start{})
 	n.tasks.Go(func() {
 		defer cancel()
-		drive(ctx, m.machine, m.box, func(as []handover.Action) bool { return m.apply(ctx, as) })
+		if !drive(ctx, m.machine, m.box, func(as []handover.Action) bool { return m.apply(ctx, as) }) {
+			m.letGo()
+		}
 	})
 }
 
@@ -521,10 +526,8 @@ func (m *moveOut) finish(r handover.Result) {
 		blackout = 0
 	}
 	m.mu.Unlock()
-	if r.Outcome != handover.Moved && m.w != nil {
-		m.writes.close(m.n)
-		m.closePages()
-		m.w.memoryIn.release()
+	if r.Outcome != handover.Moved {
+		m.letGo()
 	}
 	m.learnPath()
 	m.n.mu.Lock()
@@ -554,6 +557,21 @@ func (m *moveOut) finish(r handover.Result) {
 	if m.w != nil && r.Outcome == handover.Kept {
 		m.n.settleEnd(m.w)
 	}
+}
+
+// letGo gives back what the move holds: streams of pages, the watch over the
+// writes, the memory. Only the first call does anything. The worker's image is
+// no longer being made, or soon not.
+func (m *moveOut) letGo() {
+	if m.w == nil {
+		return
+	}
+	m.held.Do(func() {
+		m.freezing.Wait()
+		m.writes.close(m.n)
+		m.closePages()
+		m.w.memoryIn.release()
+	})
 }
 
 // received notes when the destination's word came: the end of the blackout.
@@ -744,9 +762,7 @@ func (n *Node) left(m *moveOut, epoch uint64) {
 		n.mu.Lock()
 		n.kept[m.spec.Module] = true
 		n.mu.Unlock()
-		m.closePages()
-		m.writes.close(n)
-		m.w.memoryIn.release()
+		m.letGo()
 	})
 	m.w.remark("worker moved to node %s", m.toName)
 	if !m.w.runner.HasFiles() {

@@ -1,0 +1,75 @@
+package node
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"meshnode/node/control"
+	"meshnode/node/handover"
+)
+
+// A node that starts again within its process, to take part in another mesh,
+// leaves nothing behind of the moves that were under way.
+func TestRestartDuringMove(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	before := pagemaps(t)
+	a.run(t, app(t, "counter"), control.RunRequest{Name: "counter"})
+	w := a.locals()[0]
+	// In something that does not end, it is not frozen.
+	go func() { _ = w.do(a.ctx, func() { <-a.ctx.Done() }) }()
+	to, ok := a.mesh.Member(b.id)
+	if !ok {
+		t.Fatal("the destination is no member")
+	}
+	m, err := a.moveAway(t.Context(), w, to, handover.Hybrid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the freeze", func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.at == handover.SourceFreezing
+	})
+	waitFor(t, "the arrival", func() bool { return b.arrival(w.ID) != nil })
+	in := b.arrival(w.ID)
+	for _, n := range nodes {
+		n.Node.cancel(ErrRestart)
+		if err := <-n.ended; !errors.Is(err, ErrRestart) {
+			t.Fatalf("the node ended with %v", err)
+		}
+		n.cancel = nil
+		n.client.Close()
+	}
+	w.memoryIn.mu.Lock()
+	if !w.memoryIn.over || w.memoryIn.count != 0 {
+		t.Errorf("the worker's memory is still held %d times", w.memoryIn.count)
+	}
+	w.memoryIn.mu.Unlock()
+	in.mu.Lock()
+	if in.runner != nil || in.reserved != 0 {
+		t.Errorf("the destination still has a runner, or %d bytes set aside", in.reserved)
+	}
+	in.mu.Unlock()
+	if now := pagemaps(t); now > before {
+		t.Errorf("%d files of page tables are open, %d were", now, before)
+	}
+}
+
+// pagemaps counts the descriptors of this process that watch a runner's writes.
+func pagemaps(t *testing.T) (count int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("no list of open files here: ", err)
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name())); err == nil && strings.HasSuffix(to, "/pagemap") {
+			count++
+		}
+	}
+	return count
+}
