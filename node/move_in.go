@@ -56,6 +56,9 @@ type moveIn struct {
 	filled   int64          // bytes of memory that came before the commit
 	w        *worker
 	judged   bool // the source has told how long the worker ran nowhere
+	// Of the blackout: until the memory was armed, and then until the worker
+	// could run.
+	memoryTook, stateTook time.Duration
 }
 
 func (m *moveIn) link() *link            { return m.lnk }
@@ -426,6 +429,7 @@ func (m *moveIn) resume(a handover.Resume) {
 }
 
 func (m *moveIn) continued(a handover.Resume) error {
+	begun := time.Now()
 	img, err := parseImage(a.Head)
 	if err != nil {
 		return err
@@ -437,7 +441,6 @@ func (m *moveIn) continued(a handover.Resume) error {
 		return errors.New("the image is not of the worker that was offered")
 	}
 	size := int64(img.State.Pages) * wasmPage
-	begun := time.Now()
 	if !a.Paging && size != filled {
 		return fmt.Errorf("a memory of %d bytes, of which %d came", size, filled)
 	}
@@ -468,7 +471,6 @@ func (m *moveIn) continued(a handover.Resume) error {
 			return err
 		}
 	}
-	m.n.log.Debug("worker restored", "worker", s.ID, "memory", armed.Sub(begun), "state", time.Since(armed))
 	w := m.n.newWorker(s, a.Epoch, r, m.logs)
 	w.gated, w.draining, w.paused = true, a.Paging, img.Paused
 	if !a.Paging {
@@ -508,6 +510,7 @@ func (m *moveIn) continued(a handover.Resume) error {
 	m.n.workers[s.ID] = w
 	m.n.mu.Unlock()
 	m.w, m.runner = w, nil
+	m.memoryTook, m.stateTook = armed.Sub(begun), time.Since(armed)
 	m.mu.Unlock()
 	m.unreserve()
 	m.n.releaseRoom(s.ID, true)
@@ -581,13 +584,14 @@ func (m *moveIn) drain() {
 // sendReport tells the source what it cannot see.
 func (m *moveIn) sendReport() {
 	m.mu.Lock()
-	sink := m.sink
+	sink, r := m.sink, moveReport{Memory: m.memoryTook, State: m.stateTook}
 	m.mu.Unlock()
 	if sink == nil {
 		return
 	}
 	st := sink.Stats()
-	m.lnk.report(moveReport{PagesDemanded: st.Demanded, FaultP50: st.Remote.P50, FaultP99: st.Remote.P99})
+	r.PagesDemanded, r.FaultP50, r.FaultP99 = st.Demanded, st.Remote.P50, st.Remote.P99
+	m.lnk.report(r)
 }
 
 // discard ends whatever is under way. After it the worker does not run here.

@@ -75,6 +75,7 @@ type moveOut struct {
 	filesThere chan struct{}
 	filesAhead sync.Once
 	blockBytes atomic.Int64
+	continued  bool // the rounds' stream has the frozen memory
 	forecast   forecast
 
 	mu       sync.Mutex
@@ -83,6 +84,7 @@ type moveOut struct {
 	started  time.Time
 	frozen   time.Time // when the worker stopped
 	running  time.Time // when the destination's word arrived
+	parts    parts     // of the blackout
 	finished time.Time
 	memory   uint64
 	epoch    uint64
@@ -92,12 +94,21 @@ type moveOut struct {
 	result   handover.Result
 }
 
-// A moveReport is what the destination saw of a move's faults. It is sent
-// before DRAINED.
+// A moveReport is what the destination saw of a move's faults, and what its
+// share of the blackout was. It is sent before DRAINED.
 type moveReport struct {
 	PagesDemanded uint64        `cbor:"1,keyasint"`
 	FaultP50      time.Duration `cbor:"2,keyasint"`
 	FaultP99      time.Duration `cbor:"3,keyasint"`
+	Memory        time.Duration `cbor:"4,keyasint"`
+	State         time.Duration `cbor:"5,keyasint"`
+}
+
+// parts is what the source knows of where a blackout went.
+type parts struct {
+	image, layout time.Duration
+	filling       time.Time // when pages began to travel, zero if none did
+	fill          time.Duration
 }
 
 func (m *moveOut) link() *link { return m.lnk }
@@ -287,12 +298,17 @@ func (m *moveOut) apply(ctx context.Context, as []handover.Action) (finished boo
 			m.lnk.send(a.Message)
 			switch b := a.Message.Body.(type) {
 			case handover.Commit:
+				m.goOn()
 				// Senders go where the worker goes, while it is on its way:
 				// the destination lets them wait until it runs.
 				if m.w != nil {
 					m.w.movedTo(m.to, b.Epoch)
 				}
 			case handover.FrozenBody:
+				m.mu.Lock()
+				m.parts.filling = time.Now()
+				m.mu.Unlock()
+				m.goOn()
 				m.n.tasks.Go(func() { m.reportProgress(ctx) })
 			}
 		case handover.Persist:
@@ -429,6 +445,7 @@ func (m *moveOut) freeze(ctx context.Context) {
 }
 
 func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
+	m.writes.hold()
 	img, at, err := m.w.freeze(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -449,15 +466,27 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	}
 	m.mu.Lock()
 	m.pages, m.memory = pages, uint64(size)
+	m.parts.image, m.parts.layout = imaged.Sub(at), time.Since(imaged)
 	m.mu.Unlock()
-	if frozen.ahead != nil {
-		m.writes.rounds.Continue(pages)
-	}
 	img.Layout = frozen.layout.Append(nil)
 	head, err = img.encode()
-	m.n.log.Debug("worker frozen", "worker", m.w.ID, "image", imaged.Sub(at), "pages", time.Since(imaged), "head", len(head),
-		"stale", len(frozen.layout.Stale))
+	m.n.log.Debug("worker frozen", "worker", m.w.ID, "head", len(head), "stale", len(frozen.layout.Stale))
 	return head, img.Layout, err
+}
+
+// goOn lets the stream of the rounds bring the frozen memory, behind the message
+// that says so: nothing is to be in that one's way.
+func (m *moveOut) goOn() {
+	if m.writes == nil || m.continued {
+		return
+	}
+	m.continued = true
+	m.mu.Lock()
+	pages := m.pages
+	m.mu.Unlock()
+	if r := m.writes.rounds; r != nil && pages != nil {
+		r.Continue(pages)
+	}
 }
 
 func (m *moveOut) thaw(ctx context.Context, epoch uint64) {
@@ -576,7 +605,14 @@ func (m *moveOut) letGo() {
 
 // received notes when the destination's word came: the end of the blackout.
 func (m *moveOut) received(msg handover.Message) {
-	if _, ok := msg.Body.(handover.Running); ok {
+	switch msg.Body.(type) {
+	case handover.Filled:
+		m.mu.Lock()
+		if m.parts.fill == 0 && !m.parts.filling.IsZero() {
+			m.parts.fill = time.Since(m.parts.filling)
+		}
+		m.mu.Unlock()
+	case handover.Running:
 		m.mu.Lock()
 		first := m.running.IsZero()
 		if first {
@@ -665,6 +701,20 @@ func (m *moveOut) blackoutLocked() time.Duration {
 	return m.running.Sub(m.frozen)
 }
 
+// blackoutPartsLocked says where the blackout went, or nil if that is not known.
+func (m *moveOut) blackoutPartsLocked() *control.BlackoutParts {
+	p, r := m.parts, m.report
+	all := m.blackoutLocked()
+	if m.running.IsZero() || r.State == 0 {
+		return nil
+	}
+	return &control.BlackoutParts{
+		ImageMs: control.Millis(p.image), LayoutMs: control.Millis(p.layout), FillMs: control.Millis(p.fill),
+		WayMs:    control.Millis(max(all-p.image-p.layout-p.fill-r.Memory-r.State, 0)),
+		MemoryMs: control.Millis(r.Memory), StateMs: control.Millis(r.State),
+	}
+}
+
 // migration returns what the move came to.
 func (m *moveOut) migration() (control.Migration, error) {
 	m.mu.Lock()
@@ -675,7 +725,7 @@ func (m *moveOut) migration() (control.Migration, error) {
 		sent := m.sentLocked()
 		done := control.Migration{
 			Worker: m.spec.Name, WorkerID: m.spec.ID, Strategy: m.strategy, From: m.n.name(), To: m.toName,
-			Epoch: r.Epoch, BlackoutMs: control.Millis(m.blackoutLocked()),
+			Epoch: r.Epoch, BlackoutMs: control.Millis(m.blackoutLocked()), Blackout: m.blackoutPartsLocked(),
 			TotalMs:   control.Millis(m.finished.Sub(m.started)),
 			PrepareMs: control.Millis(m.frozen.Sub(m.started)), DrainMs: control.Millis(m.finished.Sub(m.running)),
 			MemoryBytes: m.memory,

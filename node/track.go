@@ -140,11 +140,19 @@ type frozenMemory struct {
 	holes  int          // pages never written
 }
 
-// frozen is called once, when the worker stands still with that much memory.
-// Tracking goes on: to end it takes milliseconds, and is for close.
-func (l *writeLog) frozen(size int64) (f frozenMemory, err error) {
+// hold is called when the worker is about to stand still, so that frozen finds
+// nothing under way that it would have to wait for.
+func (l *writeLog) hold() {
 	l.stop()
 	<-l.ended
+	if l.rounds != nil {
+		l.rounds.Hold()
+	}
+}
+
+// frozen is called once after hold, when the worker stands still with that much
+// memory. Tracking goes on: to end it takes milliseconds, and is for close.
+func (l *writeLog) frozen(size int64) (f frozenMemory, err error) {
 	pages := int(size / pager.PageSize)
 	f.layout.Pages = pages
 	switch file := l.w.runner.Region().File; {

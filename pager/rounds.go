@@ -92,6 +92,7 @@ type Rounds struct {
 	scanning sync.Mutex // held around Tracker
 	runs     []Run
 	broken   bool  // a scan has failed
+	held     bool  // Hold was called
 	tracked  int64 // bytes that Tracker covers
 
 	settled chan struct{} // closed when another round would bring little
@@ -206,7 +207,7 @@ func NewRounds(cfg RoundsConfig) (*Rounds, error) {
 func (r *Rounds) Scan() error {
 	r.scanning.Lock()
 	defer r.scanning.Unlock()
-	if isClosed(r.frozen) {
+	if r.held || isClosed(r.frozen) {
 		return errFrozen
 	}
 	if err := r.scan(); err != nil {
@@ -216,6 +217,21 @@ func (r *Rounds) Scan() error {
 }
 
 var errFrozen = errors.New("rounds: the memory is frozen")
+
+// Hold scans once more, and makes every other Scan an error up to Freeze, which
+// is about to follow: the worker does not wait there for a scan under way, and
+// little is left for the last one to find.
+func (r *Rounds) Hold() {
+	if !r.cfg.Tracker.dear() {
+		if err := r.Scan(); err != nil && !errors.Is(err, errFrozen) {
+			r.log.Debug("scan before the freeze", "error", err)
+		}
+	}
+	r.scanning.Lock()
+	r.held = true
+	r.scanning.Unlock()
+	r.notify()
+}
 
 // scan is called with scanning held.
 func (r *Rounds) scan() error {

@@ -557,7 +557,10 @@ type Migration struct {
 	// BlackoutMs is how long the worker ran nowhere, measured at the source
 	// from the freeze to the arrival of "running": an upper bound.
 	BlackoutMs float64 `json:"blackoutMs"`
-	TotalMs    float64 `json:"totalMs"` // offer to drained
+	// Blackout says where BlackoutMs went; nil if the destination did not tell
+	// of its share.
+	Blackout *BlackoutParts `json:"blackout,omitempty"`
+	TotalMs  float64        `json:"totalMs"` // offer to drained
 	// PrepareMs is the part before the freeze, while the worker ran at the
 	// source, and DrainMs the part after the blackout, while it ran at the
 	// destination and its memory followed.
@@ -592,6 +595,25 @@ type Migration struct {
 	// that were written afterwards do not, so it can be a little low.
 	MinimumBytes uint64 `json:"minimumBytes"`
 	Result       string `json:"result"` // done: anything else is an Error
+}
+
+// BlackoutParts are the parts of a blackout, in their order but for WayMs. Each
+// node measures its own on its own clock; together they are BlackoutMs.
+type BlackoutParts struct {
+	// ImageMs is the source's time to stop the worker and take its state, and
+	// LayoutMs to find what was written last and say which pages hold.
+	ImageMs  float64 `json:"imageMs"`
+	LayoutMs float64 `json:"layoutMs"`
+	// FillMs is the time in which pages travelled, 0 where the worker resumes
+	// without them.
+	FillMs float64 `json:"fillMs"`
+	// WayMs is what is left: COMMIT on its way there and RUNNING back, both
+	// nodes' processors and the link's queue included.
+	WayMs float64 `json:"wayMs"`
+	// MemoryMs is the destination's time to drop what does not hold and to
+	// arm the memory, and StateMs to put the worker's state in place.
+	MemoryMs float64 `json:"memoryMs"`
+	StateMs  float64 `json:"stateMs"`
 }
 
 // Demo is the outcome of `meshnode demo`.
