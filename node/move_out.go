@@ -243,10 +243,18 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 		return nil, errGone
 	}
 	w.move = m
-	m.writes = n.watchWrites(n.ctx, w, to.ID, int64(m.memory), strategy.Rounds())
+	m.writes = n.watchWrites(n.ctx, w, to.ID, int64(m.memory), comparesHashes(strategy, to.Record.Paging == "userfaultfd"))
 	m.startForecast()
 	n.startOut(m)
 	return m, nil
+}
+
+// comparesHashes reports whether a move finds writes by hashes where the kernel
+// cannot tell. Which pages sent ahead hold is then only known when all of the
+// frozen memory was hashed: only a worker that stands still until its pages are
+// there gains by that.
+func comparesHashes(s handover.Strategy, paging bool) bool {
+	return s == handover.PreCopy || s == handover.Hybrid && !paging
 }
 
 // startOut runs a source's machine until it has finished.

@@ -59,6 +59,22 @@ func TestRestartDuringMove(t *testing.T) {
 	}
 }
 
+// A worker that can run before its pages are there does not stand still until
+// all of its memory was hashed.
+func TestComparesHashes(t *testing.T) {
+	for _, tc := range []struct {
+		strategy     handover.Strategy
+		paging, want bool
+	}{
+		{handover.Hybrid, true, false}, {handover.Hybrid, false, true}, {handover.PreCopy, true, true},
+		{handover.PreCopy, false, true}, {handover.PostCopy, false, false}, {handover.StopAndCopy, true, false},
+	} {
+		if got := comparesHashes(tc.strategy, tc.paging); got != tc.want {
+			t.Errorf("%s, the destination pages: %t: got %t", tc.strategy, tc.paging, got)
+		}
+	}
+}
+
 // pagemaps counts the descriptors of this process that watch a runner's writes.
 func pagemaps(t *testing.T) (count int) {
 	t.Helper()

@@ -35,7 +35,8 @@ type writeLog struct {
 }
 
 // watchWrites starts to watch w, whose memory is size bytes now. With dear,
-// writes are found by comparing hashes where the kernel cannot tell.
+// writes are found by comparing hashes where the kernel cannot tell; see
+// comparesHashes.
 func (n *Node) watchWrites(ctx context.Context, w *worker, to mesh.NodeID, size int64, dear bool) *writeLog {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &writeLog{w: w, to: to, size: size, stop: cancel, began: make(chan struct{}), ended: make(chan struct{})}

@@ -173,19 +173,34 @@ func (t *Tracker) scanHashes(runs []Run) ([]Run, error) {
 			return runs, err
 		}
 	}
-	for p := PageNum(0); int(p) < t.pages; p++ {
-		for len(holes) > 0 && p >= holes[0].end() {
-			holes = holes[1:]
-		}
-		h := ZeroHash
-		if len(holes) == 0 || p < holes[0].First {
+	var batch [hashBatch][]byte
+	var got, names [hashBatch]Hash
+	var at [hashBatch]int
+	for first := 0; first < t.pages; first += hashBatch {
+		count, n := min(hashBatch, t.pages-first), 0
+		for i := range count {
+			p := PageNum(first + i)
+			for len(holes) > 0 && p >= holes[0].end() {
+				holes = holes[1:]
+			}
+			names[i] = ZeroHash
+			if len(holes) > 0 && p >= holes[0].First {
+				continue
+			}
 			if page := t.cfg.Region.Data[int(p)*PageSize:][:PageSize]; !IsZero(page) {
-				h = HashPage(page)
+				batch[n], at[n] = page, i
+				n++
 			}
 		}
-		if h != t.hashes[p] {
-			t.hashes[p] = h
-			runs = appendRun(runs, Run{p, 1})
+		hashPages(got[:n], batch[:n])
+		for b, i := range at[:n] {
+			names[i] = got[b]
+		}
+		for i, h := range names[:count] {
+			if p := first + i; h != t.hashes[p] {
+				t.hashes[p] = h
+				runs = appendRun(runs, Run{PageNum(p), 1})
+			}
 		}
 	}
 	return runs, nil
