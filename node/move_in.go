@@ -572,9 +572,9 @@ func (m *moveIn) drain() {
 	default:
 		// Not on the loop: the worker may be in an event, and as long as it is
 		// draining nobody ends one that takes too long.
-		base := sink.Table()
+		base, awaited := sink.Table(), sink.Touched()
 		w.mu.Lock()
-		w.draining, w.base = false, base
+		w.draining, w.base, w.awaited = false, base, awaited
 		w.mu.Unlock()
 		m.feed(handover.DrainedAll{})
 		_ = w.do(m.ctx, w.shown) // if it has ended, it says so itself

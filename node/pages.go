@@ -109,6 +109,11 @@ func (n *Node) frozenPages(w *worker, to mesh.NodeID, epoch uint64, f frozenMemo
 	}
 	if f.ahead == nil {
 		cfg.Table = zeroTable(f.layout)
+		for _, p := range w.awaitedNow() {
+			if int(p) < f.layout.Pages {
+				cfg.Recent = append(cfg.Recent, pager.Run{First: p, Count: 1})
+			}
+		}
 	}
 	s, err := pager.NewSource(cfg)
 	if err != nil {

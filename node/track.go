@@ -97,7 +97,7 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 	share := n.budget.Share(string(l.to), 1)
 	l.rounds, err = pager.NewRounds(pager.RoundsConfig{
 		Worker: l.w.ID, Epoch: l.w.epochNow(), Memory: r.Data[:l.w.MemoryLimit], Size: l.w.memoryNow,
-		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), Versions: versionBytes(), Share: share, Log: n.log,
+		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), WorkingSet: l.w.awaitedNow(), Versions: versionBytes(), Share: share, Log: n.log,
 	})
 	if err != nil {
 		share.Close()
@@ -132,6 +132,13 @@ func (w *worker) forget(ctx context.Context, size int64) error {
 		}
 	}
 	return nil
+}
+
+// awaitedNow returns the pages that the worker waited for when it came here.
+func (w *worker) awaitedNow() []pager.PageNum {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.awaited
 }
 
 // A frozenMemory is what is known of a memory that no longer changes.

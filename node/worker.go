@@ -105,6 +105,9 @@ type worker struct {
 	// base is what the memory was when the worker came here, every page named;
 	// nil if it was made here, or all of it is not here yet.
 	base *pager.Table
+	// awaited are the pages that it waited for after it came here, in order: what
+	// is known of its working set where that cannot be sampled.
+	awaited []pager.PageNum
 	// holders are the nodes where it was, the last one first: they may still
 	// have pages of it. Set before start.
 	holders []mesh.NodeID

@@ -62,6 +62,10 @@ type RoundsConfig struct {
 	// nil if it was made here. A destination that knew it as that, too, is told
 	// no name that has not changed.
 	Base *Table
+	// WorkingSet lists pages that the worker is known to use, in the order in
+	// which they should follow after the freeze. It counts until Sample is
+	// called.
+	WorkingSet []PageNum
 	// Versions is how many bytes the Rounds may take to remember pages as they
 	// were sent, so that the next version can be sent as a patch: 16 MiB if 0.
 	Versions int64
@@ -154,8 +158,8 @@ type RoundsStats struct {
 	Sent, Held uint64
 	// Bytes is all that was written to the stream.
 	Bytes uint64
-	// WorkingSet is how many pages the worker has touched since Sample; 0
-	// before.
+	// WorkingSet is how many pages the worker has touched since Sample, or
+	// those of RoundsConfig before.
 	WorkingSet int
 	// Rate is what the stream carries, and Dirty what the worker writes, as
 	// pages of their own between two scans, both in bytes a second; 0 if not
@@ -193,6 +197,11 @@ func NewRounds(cfg RoundsConfig) (*Rounds, error) {
 	}
 	for p := range pages {
 		r.state[p] = roundTodo
+	}
+	for _, p := range cfg.WorkingSet {
+		if int(p) < pages {
+			r.touched = append(r.touched, p)
+		}
 	}
 	for _, z := range cfg.Zero {
 		for p := z.First; p < z.end(); p++ {

@@ -2,6 +2,7 @@ package pager
 
 import (
 	"io"
+	"slices"
 	"testing"
 )
 
@@ -133,6 +134,40 @@ func TestRoundsPatches(t *testing.T) {
 		sent := st.stats.bytes.Load() - before
 		if small && (st.patches < pages*3/4 || sent > pages*256) || !small && st.patches > 0 {
 			t.Errorf("small=%t: the second round had %d patches of %d pages, %d bytes", small, st.patches, pages, sent)
+		}
+	}
+}
+
+// What the worker is known to use is pushed first, until it was sampled.
+func TestRoundsWorkingSet(t *testing.T) {
+	const pages = 64
+	mem := testMemory(testRand(t), pages, 0)
+	for _, sampled := range []bool{false, true} {
+		tracker, err := NewTracker(TrackerConfig{Region: Region{Data: mem, UFFD: -1}, Size: int64(len(mem)), Hashes: true, Log: testLog(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tracker.Start(); err != nil {
+			t.Fatal(err)
+		}
+		rounds, err := NewRounds(RoundsConfig{
+			Worker: "w", Epoch: 3, Memory: mem, Size: func() int64 { return int64(len(mem)) }, Tracker: tracker,
+			WorkingSet: []PageNum{9, 5, 6, pages + 1}, Log: testLog(t),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []Run{{9, 1}, {5, 2}}
+		if sampled {
+			rounds.Sample()
+			want = nil
+		}
+		ahead, err := rounds.Freeze(pages, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := ahead.recent(); !slices.Equal(got, want) {
+			t.Errorf("sampled=%t: first go %v, want %v", sampled, got, want)
 		}
 	}
 }
