@@ -19,9 +19,9 @@ import (
 )
 
 // Bases remember the page tables of workers that were here: of one that left
-// or arrived, the last complete one. When the worker moves again, the table of
-// its memory then can be told as the difference to the base (AppendDelta), if
-// both ends have the same: Table.Digest says whether they do.
+// or arrived, the last complete one. When the worker moves again, a page that is
+// as it was then need not be named, if both ends have the same table:
+// Table.Digest says whether they do.
 //
 // At most so many tables and bytes are kept, and those used longest ago are
 // dropped. With a directory they lie there, a file each, which is replaced as

@@ -153,11 +153,7 @@ func (d *delayedDialer) open(bulk bool) (io.ReadWriteCloser, error) {
 	here, there := newDelayed(a, d.delay, &d.all), newDelayed(b, d.delay, &d.all)
 	d.all.Go(func() {
 		defer there.Close()
-		serve := d.src.ServeDemand
-		if bulk {
-			serve = d.src.ServeBulk
-		}
-		_ = serve(context.Background(), there)
+		_ = serveStream(context.Background(), d.src, there)
 	})
 	return here, nil
 }

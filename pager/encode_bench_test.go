@@ -204,7 +204,7 @@ func (d *thinDialer) Bulk(context.Context) (io.ReadWriteCloser, error) {
 	here, there := net.Pipe()
 	d.serving.Go(func() {
 		defer there.Close()
-		_ = d.src.ServeBulk(context.Background(), &thin{Conn: there, rate: d.rate})
+		_ = serveStream(context.Background(), d.src, &thin{Conn: there, rate: d.rate})
 	})
 	return here, nil
 }

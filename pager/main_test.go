@@ -117,11 +117,7 @@ func (p *pipes) dial(bulk bool) (io.ReadWriteCloser, error) {
 	here, there := net.Pipe()
 	p.serving.Go(func() {
 		defer there.Close()
-		serve := p.src.ServeDemand
-		if bulk {
-			serve = p.src.ServeBulk
-		}
-		if err := serve(p.ctx, there); err != nil {
+		if err := serveStream(p.ctx, p.src, there); err != nil {
 			p.mu.Lock()
 			p.errs = append(p.errs, err)
 			p.mu.Unlock()
@@ -131,6 +127,19 @@ func (p *pipes) dial(bulk bool) (io.ReadWriteCloser, error) {
 		return p.wrap(bulk, here), nil
 	}
 	return here, nil
+}
+
+// serveStream reads a Hello and serves the stream, as a node does.
+func serveStream(ctx context.Context, src *Source, rw io.ReadWriter) error {
+	stop := context.AfterFunc(ctx, func() { interrupt(rw) })
+	hello, err := ReadHello(rw)
+	if !stop() && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return src.Serve(ctx, hello, rw)
 }
 
 func newTestSource(t testing.TB, mem []byte, change func(*SourceConfig)) *Source {

@@ -53,13 +53,6 @@ func NewBudget(most int64) *Budget {
 	return &Budget{most: most, routes: make(map[string]*path)}
 }
 
-// SetRate changes the limit.
-func (b *Budget) SetRate(most int64) {
-	b.mu.Lock()
-	b.most = most
-	b.mu.Unlock()
-}
-
 // Share makes a share for one move to a peer, which is named as the caller
 // likes. A weight counts against those of the other shares; it is clamped to 1
 // to 100. The share must be closed.

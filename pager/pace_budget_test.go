@@ -37,7 +37,7 @@ func TestBudgetDivides(t *testing.T) {
 	if got := one.Rate(); got != math.MaxInt64 {
 		t.Errorf("without any limit: Rate is %v", got)
 	}
-	b.SetRate(1000)
+	b.most = 1000
 	if got := rateOf(one, now); !closeTo(got, 1000) {
 		t.Errorf("alone: %v of 1000", got)
 	}

@@ -287,13 +287,6 @@ func (s *Sink) Missing() int {
 	return s.missing
 }
 
-// MissingRuns lists the pages that are not in yet.
-func (s *Sink) MissingRuns() []Run {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return runsOf(s.pages, func(p PageNum) bool { return s.state[p] < lazy })
-}
-
 // Table is what is known of the pages by now, those that came named. It is
 // the caller's.
 func (s *Sink) Table() *Table {

@@ -52,8 +52,9 @@ type SourceConfig struct {
 	// and names that were computed earlier, which are trusted. Nil means that
 	// nothing is known. The Source takes a copy.
 	Table *Table
-	// Recent lists pages in the order of their last write, latest first, as
-	// Recency.Order has it. Those are pushed first, the others by address.
+	// Recent lists pages that are likely to be needed soon, the likeliest first:
+	// those the worker waited for when it came here, or wrote last. Those are
+	// pushed first, the others by address.
 	Recent []Run
 	// Ahead is what rounds have brought over before the freeze, nil if there
 	// were none. Its Layout is part of what Table knows, and its order takes
@@ -323,34 +324,6 @@ func (s *Source) Close() {
 	if s.share != nil {
 		s.share.Close()
 	}
-}
-
-// ServeDemand reads a Hello from rw and serves the stream as Serve does. It
-// refuses a bulk stream.
-func (s *Source) ServeDemand(ctx context.Context, rw io.ReadWriter) error {
-	return s.readAndServe(ctx, rw, false)
-}
-
-// ServeBulk reads a Hello from rw and serves the stream as Serve does. It
-// refuses a demand stream.
-func (s *Source) ServeBulk(ctx context.Context, rw io.ReadWriter) error {
-	return s.readAndServe(ctx, rw, true)
-}
-
-func (s *Source) readAndServe(ctx context.Context, rw io.ReadWriter, bulk bool) error {
-	stop := context.AfterFunc(ctx, func() { interrupt(rw) })
-	hello, err := ReadHello(rw)
-	if !stop() && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
-		return err
-	}
-	if hello.Bulk != bulk {
-		_ = Refuse(rw, CodeRefused, "hello for the other kind of stream")
-		return badFrame("hello for the other kind of stream")
-	}
-	return s.Serve(ctx, hello, rw)
 }
 
 // Serve serves one stream, after its Hello was read, until the Sink says that

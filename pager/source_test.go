@@ -25,11 +25,7 @@ func servePeer(t testing.TB, src *Source, h Hello) *peer {
 	p := &peer{t: t, conn: here, done: make(chan error, 1)}
 	p.in = newFrameReader(here, src.pages, frameWelcome, framePages, frameZeros, frameNames, frameDone, frameError)
 	go func() {
-		serve := src.ServeDemand
-		if h.Bulk {
-			serve = src.ServeBulk
-		}
-		err := serve(context.Background(), there)
+		err := serveStream(context.Background(), src, there)
 		there.Close()
 		p.done <- err
 	}()

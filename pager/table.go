@@ -143,21 +143,6 @@ func (t *Table) set(p PageNum, ref uint32) {
 	}
 }
 
-// Resize makes the table one of pages, as memory.grow does: new pages are
-// zero.
-func (t *Table) Resize(pages int) {
-	if pages < 0 || pages > MaxPages {
-		panic(fmt.Sprintf("pager: table of %d pages", pages))
-	}
-	if old := len(t.of); pages < old {
-		t.Set(Run{PageNum(pages), uint32(old - pages)}, Unknown)
-		t.of = t.of[:pages]
-	}
-	for len(t.of) < pages {
-		t.of = append(t.of, refZero)
-	}
-}
-
 // Clone copies the table.
 func (t *Table) Clone() *Table {
 	return &Table{
@@ -222,47 +207,34 @@ func (t *Table) All() iter.Seq2[PageNum, Hash] {
 	}
 }
 
-// A Table on the wire, and in an image. Big endian:
+// A Table as it is kept. Big endian:
 //
-//	format  uint8    // 1 full, 2 difference to a base
+//	format  uint8    // 1
 //	pages   uint32
-//	base    [32]byte // difference only: Digest of the base
 //	runs, until all pages are told:
-//	  kind   uint8   // 0 unknown, 1 zero, 2 one name, 3 many names, 4 as in the base
+//	  kind   uint8   // 0 unknown, 1 zero, 2 one name, 3 many names
 //	  count  uint32  // pages, at least 1
 //	  names  [32]byte, once for kind 2, count times for kind 3
 //
 // There is one encoding of a table, and no other is accepted: runs are as
-// long as they can be, a name is repeated by kind 2 and nothing else, and in
-// a difference every page that is as in the base is told by kind 4.
+// long as they can be, and a name is repeated by kind 2 and nothing else.
 const (
 	tableFull = 1
-	tableDiff = 2
 
 	runUnknown = 0
 	runZero    = 1
 	runRepeat  = 2
 	runNames   = 3
-	runBase    = 4
 )
 
-// ErrTable is wrapped by every error of ParseTable and ParseTableDelta.
+// ErrTable is wrapped by every error of ParseTable.
 var ErrTable = errors.New("page table not valid")
 
 // Append encodes the table.
 func (t *Table) Append(b []byte) []byte {
 	b = append(b, tableFull)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(t.of)))
-	return t.appendRuns(b, nil)
-}
-
-// AppendDelta encodes what differs from base, which may be shorter or longer.
-func (t *Table) AppendDelta(b []byte, base *Table) []byte {
-	b = append(b, tableDiff)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(t.of)))
-	digest := base.Digest()
-	b = append(b, digest[:]...)
-	return t.appendRuns(b, base)
+	return t.appendRuns(b)
 }
 
 // Digest names the table's content: the BLAKE3 of its encoding.
@@ -270,19 +242,12 @@ func (t *Table) Digest() [32]byte { return blake3.Sum256(t.Append(nil)) }
 
 // kindAt is how page p is told, and for how many pages the same holds. For
 // runNames it is how many pages have a name and a neighbour of another name.
-func (t *Table) kindAt(p PageNum, base *Table) (kind byte, count int) {
+func (t *Table) kindAt(p PageNum) (kind byte, count int) {
 	n := PageNum(len(t.of))
-	asBase := func(q PageNum) bool { return base != nil && t.same(q, base) }
 	q := p + 1
-	if asBase(p) {
-		for q < n && asBase(q) {
-			q++
-		}
-		return runBase, int(q - p)
-	}
 	ref := t.of[p]
 	if ref < refNames {
-		for q < n && t.of[q] == ref && !asBase(q) {
+		for q < n && t.of[q] == ref {
 			q++
 		}
 		return byte(ref), int(q - p)
@@ -291,7 +256,7 @@ func (t *Table) kindAt(p PageNum, base *Table) (kind byte, count int) {
 		x, y := t.of[a], t.of[b]
 		return x == y || x >= refNames && y >= refNames && t.names[x-refNames] == t.names[y-refNames]
 	}
-	named := func(q PageNum) bool { return q < n && t.of[q] >= refNames && !asBase(q) }
+	named := func(q PageNum) bool { return q < n && t.of[q] >= refNames }
 	for named(q) && equal(p, q) {
 		q++
 	}
@@ -304,9 +269,9 @@ func (t *Table) kindAt(p PageNum, base *Table) (kind byte, count int) {
 	return runNames, int(q - p)
 }
 
-func (t *Table) appendRuns(b []byte, base *Table) []byte {
+func (t *Table) appendRuns(b []byte) []byte {
 	for p := PageNum(0); int(p) < len(t.of); {
-		kind, count := t.kindAt(p, base)
+		kind, count := t.kindAt(p)
 		b = append(b, kind)
 		b = binary.BigEndian.AppendUint32(b, uint32(count))
 		switch kind {
@@ -326,40 +291,23 @@ func (t *Table) appendRuns(b []byte, base *Table) []byte {
 // have, as told elsewhere and checked by the caller; beside 4 bytes for each
 // of those it allocates no more than b justifies.
 func ParseTable(b []byte, pages int) (t *Table, rest []byte, err error) {
-	return parseTable(b, pages, nil)
-}
-
-// ParseTableDelta decodes what AppendDelta wrote against the same base.
-func ParseTableDelta(b []byte, pages int, base *Table) (t *Table, rest []byte, err error) {
-	return parseTable(b, pages, base)
-}
-
-func parseTable(b []byte, pages int, base *Table) (*Table, []byte, error) {
 	if pages < 0 || pages > MaxPages {
 		return nil, nil, fmt.Errorf("%w: %d pages wanted, at most %d", ErrTable, pages, MaxPages)
 	}
 	whole := b
-	head, format := 5, byte(tableFull)
-	if base != nil {
-		head, format = 5+32, tableDiff
-	}
+	const head = 5
 	if len(b) < head {
 		return nil, nil, fmt.Errorf("%w: %w", ErrTable, errShort)
 	}
-	if b[0] != format {
-		return nil, nil, fmt.Errorf("%w: format %d, want %d", ErrTable, b[0], format)
+	if b[0] != tableFull {
+		return nil, nil, fmt.Errorf("%w: format %d, want %d", ErrTable, b[0], tableFull)
 	}
 	if n := binary.BigEndian.Uint32(b[1:]); int64(n) != int64(pages) {
 		return nil, nil, fmt.Errorf("%w: %d pages, want %d", ErrTable, n, pages)
 	}
-	if base != nil {
-		if digest := base.Digest(); !bytes.Equal(b[5:head], digest[:]) {
-			return nil, nil, fmt.Errorf("%w: difference to %x, the base here is %x", ErrTable, b[5:head], digest)
-		}
-	}
 	b = b[head:]
 
-	t := NewTable(pages)
+	t = NewTable(pages)
 	// At most as many names as there is room for in b.
 	most := min(pages, len(b)/32)
 	t.names, t.uses = make([]Hash, 0, most), make([]uint32, 0, most)
@@ -395,18 +343,6 @@ func parseTable(b []byte, pages int, base *Table) (*Table, []byte, error) {
 			for i := range count {
 				t.SetName(r.First+PageNum(i), Hash(b[32*i:]))
 			}
-		case runBase:
-			if base == nil || int(r.end()) > base.Len() {
-				return nil, nil, fmt.Errorf("%w: page %d is not in the base", ErrTable, p)
-			}
-			for q := r.First; q < r.end(); q++ {
-				switch h, s := base.Get(q); s {
-				case Zero:
-					t.set(q, refZero)
-				case Named:
-					t.SetName(q, h)
-				}
-			}
 		default:
 			return nil, nil, fmt.Errorf("%w: run of kind %d", ErrTable, kind)
 		}
@@ -418,7 +354,7 @@ func parseTable(b []byte, pages int, base *Table) (*Table, []byte, error) {
 	// cheap: the names are only copied.
 	used := whole[:len(whole)-len(b)]
 	again := append(make([]byte, 0, len(used)+64), used[:head]...)
-	if !bytes.Equal(t.appendRuns(again, base), used) {
+	if !bytes.Equal(t.appendRuns(again), used) {
 		return nil, nil, fmt.Errorf("%w: not in its one form", ErrTable)
 	}
 	return t, b, nil

@@ -55,7 +55,6 @@ func TestTable(t *testing.T) {
 		pages := 1 + r.IntN(60)
 		fast, slow := NewTable(pages), slowTable{map[PageNum]PageState{}, map[PageNum]Hash{}}
 		mutate(r, fast, slow, r.IntN(40))
-		base := fast.Clone()
 		counts := map[PageState]int{}
 		for p := range PageNum(pages) {
 			h, state := fast.Get(p)
@@ -81,25 +80,6 @@ func TestTable(t *testing.T) {
 			t.Fatalf("parse what was encoded: %v, rest %q", err, rest)
 		}
 
-		// A difference, also to a table of another size.
-		mutate(r, fast, slow, r.IntN(4))
-		if r.IntN(2) == 0 {
-			fast.Resize(fast.Len() + r.IntN(10))
-		} else {
-			fast.Resize(1 + r.IntN(fast.Len()))
-		}
-		d := fast.AppendDelta(nil, base)
-		again, rest, err = ParseTableDelta(d, fast.Len(), base)
-		if err != nil || len(rest) != 0 || !again.Equal(fast) {
-			t.Fatalf("parse the difference: %v", err)
-		}
-		if other := base.Clone(); true {
-			other.Set(Run{0, 1}, Zero)
-			other.SetName(0, Hash{9: 9})
-			if _, _, err := ParseTableDelta(d, fast.Len(), other); !errors.Is(err, ErrTable) {
-				t.Errorf("difference to another base: got %v, want %v", err, ErrTable)
-			}
-		}
 		// Names that no page has any more are used again.
 		if used := len(fast.names) - len(fast.free); used > fast.Len() {
 			t.Errorf("%d names for %d pages", used, fast.Len())
@@ -119,11 +99,6 @@ func TestTableIsSmall(t *testing.T) {
 	if n := len(table.Append(nil)); n != 5+3*5+32 {
 		t.Errorf("a repeated page takes %d bytes", n)
 	}
-	base := table.Clone()
-	table.SetName(5000, Hash{2})
-	if n := len(table.AppendDelta(nil, base)); n != 37+3*5+32 {
-		t.Errorf("one page that differs takes %d bytes", n)
-	}
 }
 
 func TestTableRefused(t *testing.T) {
@@ -136,20 +111,19 @@ func TestTableRefused(t *testing.T) {
 		return b
 	}
 	for name, b := range map[string][]byte{
-		"empty":               {},
-		"other format":        slices.Concat([]byte{9, 0, 0, 0, 4}, run(runZero, 4)),
-		"other size":          slices.Concat(head(5), run(runZero, 5)),
-		"too few":             slices.Concat(head(4), run(runZero, 3)),
-		"too many":            slices.Concat(head(4), run(runZero, 5)),
-		"overflow":            slices.Concat(head(4), run(runZero, 1), run(runZero, 0xffffffff)),
-		"empty run":           slices.Concat(head(4), run(runZero, 0), run(runZero, 4)),
-		"split run":           slices.Concat(head(4), run(runZero, 2), run(runZero, 2)),
-		"repeat of one":       slices.Concat(head(4), run(runZero, 3), run(runRepeat, 1, 7)),
-		"names that repeat":   slices.Concat(head(4), run(runNames, 4, 7, 7, 8, 9)),
-		"split names":         slices.Concat(head(4), run(runNames, 2, 6, 7), run(runNames, 2, 8, 9)),
-		"names cut short":     slices.Concat(head(4), run(runNames, 4, 7, 8, 9)),
-		"base without a base": slices.Concat(head(4), run(runBase, 4)),
-		"unknown kind":        slices.Concat(head(4), run(5, 4)),
+		"empty":             {},
+		"other format":      slices.Concat([]byte{9, 0, 0, 0, 4}, run(runZero, 4)),
+		"other size":        slices.Concat(head(5), run(runZero, 5)),
+		"too few":           slices.Concat(head(4), run(runZero, 3)),
+		"too many":          slices.Concat(head(4), run(runZero, 5)),
+		"overflow":          slices.Concat(head(4), run(runZero, 1), run(runZero, 0xffffffff)),
+		"empty run":         slices.Concat(head(4), run(runZero, 0), run(runZero, 4)),
+		"split run":         slices.Concat(head(4), run(runZero, 2), run(runZero, 2)),
+		"repeat of one":     slices.Concat(head(4), run(runZero, 3), run(runRepeat, 1, 7)),
+		"names that repeat": slices.Concat(head(4), run(runNames, 4, 7, 7, 8, 9)),
+		"split names":       slices.Concat(head(4), run(runNames, 2, 6, 7), run(runNames, 2, 8, 9)),
+		"names cut short":   slices.Concat(head(4), run(runNames, 4, 7, 8, 9)),
+		"unknown kind":      slices.Concat(head(4), run(5, 4)),
 	} {
 		if _, _, err := ParseTable(b, 4); !errors.Is(err, ErrTable) {
 			t.Errorf("%s: got %v, want %v", name, err, ErrTable)
@@ -177,27 +151,6 @@ func FuzzParseTable(f *testing.F) {
 			return
 		}
 		if got := table.Append(nil); !bytes.Equal(got, b[:len(b)-len(rest)]) {
-			t.Errorf("got %x, want %x", got, b[:len(b)-len(rest)])
-		}
-	})
-}
-
-func FuzzParseTableDelta(f *testing.F) {
-	r := rand.New(rand.NewPCG(1, 1))
-	base := NewTable(48)
-	mutate(r, base, slowTable{map[PageNum]PageState{}, map[PageNum]Hash{}}, 20)
-	for range 20 {
-		table := base.Clone()
-		mutate(r, table, slowTable{map[PageNum]PageState{}, map[PageNum]Hash{}}, 2)
-		table.Resize(64)
-		f.Add(table.AppendDelta(nil, base), uint16(64))
-	}
-	f.Fuzz(func(t *testing.T, b []byte, pages uint16) {
-		table, rest, err := ParseTableDelta(b, int(pages), base)
-		if err != nil {
-			return
-		}
-		if got := table.AppendDelta(nil, base); !bytes.Equal(got, b[:len(b)-len(rest)]) {
 			t.Errorf("got %x, want %x", got, b[:len(b)-len(rest)])
 		}
 	})
