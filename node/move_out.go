@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,17 +54,20 @@ func drive(ctx context.Context, p protocol, box *mailbox, apply func([]handover.
 // A moveOut is a worker's move away from here: it executes what the Source of
 // the hand-over decides.
 type moveOut struct {
-	n       *Node
-	w       *worker // nil after a restart, when its memory is gone
-	spec    spec
-	id      handover.MoveID
-	to      mesh.NodeID
-	toName  string
-	kind    handover.Strategy // unknown after a restart
-	machine *handover.Source
-	lnk     *link
-	box     *mailbox
-	done    chan struct{} // closed when the machine has finished
+	n      *Node
+	w      *worker // nil after a restart, when its memory is gone
+	spec   spec
+	id     handover.MoveID
+	to     mesh.NodeID
+	toName string
+	kind   handover.Strategy // unknown after a restart
+	// roundsLimit is how long the rounds may take, and priority the move's weight.
+	roundsLimit time.Duration
+	priority    int
+	machine     *handover.Source
+	lnk         *link
+	box         *mailbox
+	done        chan struct{} // closed when the machine has finished
 
 	cancelFreeze context.CancelFunc // of the freeze under way
 	freezing     sync.WaitGroup     // the freeze under way
@@ -128,7 +132,10 @@ func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req contr
 	if to.ID == n.id {
 		return control.Migration{}, atHome(w, n)
 	}
-	m, err := n.moveAway(ctx, w, to, n.strategy(req.Strategy), time.Duration(req.TimeoutMs*float64(time.Millisecond)))
+	ms := func(v float64) time.Duration { return time.Duration(v * float64(time.Millisecond)) }
+	m, err := n.moveWith(ctx, w, to, moveOptions{
+		strategy: n.strategy(req.Strategy), offer: ms(req.TimeoutMs), rounds: ms(req.RoundsLimitMs), priority: req.Priority,
+	})
 	if err != nil {
 		return control.Migration{}, err
 	}
@@ -174,8 +181,19 @@ func (n *Node) strategy(name string) handover.Strategy {
 	return handover.PostCopy
 }
 
-// moveAway begins a move.
+// moveOptions are what can be said of a move; zero is what is usual.
+type moveOptions struct {
+	strategy      handover.Strategy
+	offer, rounds time.Duration // how long either may take
+	priority      int           // its weight against other moves
+}
+
+// moveAway begins a move; limit bounds the wait for the destination.
 func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy handover.Strategy, limit time.Duration) (*moveOut, error) {
+	return n.moveWith(ctx, w, to, moveOptions{strategy: strategy, offer: limit})
+}
+
+func (n *Node) moveWith(ctx context.Context, w *worker, to mesh.Member, opt moveOptions) (*moveOut, error) {
 	if w.Suspend == control.SuspendNever {
 		return nil, &control.Error{
 			Code: control.CodeConflict, Message: fmt.Sprintf("worker %s was started to stay where it is", w.Name),
@@ -204,13 +222,15 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 	w.mu.Unlock()
 	rec.Meta = recordMeta{Spec: w.spec, To: to.Record.Name}.encode()
 	params := n.cfg.Move
-	if limit > 0 {
-		params.OfferTimeout = limit
+	if opt.offer > 0 {
+		params.OfferTimeout = opt.offer
 	}
+	strategy := opt.strategy
 	m := &moveOut{
 		n: n, w: w, spec: w.spec, id: handover.NewMoveID(), to: to.ID, toName: to.Record.Name,
 		box: newMailbox(n.log), done: make(chan struct{}), kind: strategy, strategy: strategy.String(), started: time.Now(),
 		filesThere: make(chan struct{}),
+		roundsLimit: cmp.Or(opt.rounds, control.MaxRoundsLimitMs*time.Millisecond), priority: max(opt.priority, 1),
 	}
 	carried := w.offered()
 	w.mu.Lock()
@@ -243,7 +263,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy
 		return nil, errGone
 	}
 	w.move = m
-	m.writes = n.watchWrites(n.ctx, w, to.ID, int64(m.memory), comparesHashes(strategy, to.Record.Paging == "userfaultfd"))
+	m.writes = n.watchWrites(n.ctx, w, n.budget.Share(string(to.ID), m.priority), int64(m.memory), comparesHashes(strategy, to.Record.Paging == "userfaultfd"))
 	m.startForecast()
 	n.startOut(m)
 	return m, nil
@@ -380,12 +400,17 @@ func (m *moveOut) warm(ctx context.Context) {
 	if !m.w.runner.HasFiles() {
 		there = nil
 	}
+	limit := time.NewTimer(m.roundsLimit)
+	defer limit.Stop()
 	sent := func() int64 { return int64(rounds.Stats().Bytes) + m.blockBytes.Load() }
 	for before := sent(); settled != nil || there != nil; {
 		select {
 		case <-settled:
 			settled = nil
 		case <-there:
+			there = nil
+		case <-limit.C:
+			rounds.End() // Settled follows
 			there = nil
 		case <-tick.C:
 			now := sent()
@@ -468,7 +493,7 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 		return nil, nil, err
 	}
 	m.forecast.holes = frozen.holes
-	pages, err := m.n.frozenPages(m.w, m.to, m.epoch, frozen)
+	pages, err := m.n.frozenPages(m.w, m.n.budget.Share(string(m.to), pushWeight*m.priority), m.epoch, frozen)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -98,14 +98,15 @@ func (n *Node) closePages() error {
 	return errors.Join(errs...)
 }
 
-// frozenPages makes what serves a frozen worker's pages to its new home. The
+// frozenPages makes what serves a frozen worker's pages to its new home, and
+// takes over the share. The
 // names of pages are computed as they are sent, not now: now the worker stands
 // still.
-func (n *Node) frozenPages(w *worker, to mesh.NodeID, epoch uint64, f frozenMemory) (*pager.Source, error) {
+func (n *Node) frozenPages(w *worker, share *pager.Share, epoch uint64, f frozenMemory) (*pager.Source, error) {
 	r := w.runner.Region()
 	cfg := pager.SourceConfig{
 		Worker: w.ID, Epoch: epoch, Memory: r.Data[:f.layout.Pages*pager.PageSize],
-		Ahead: f.ahead, Share: n.budget.Share(string(to), pushWeight), Log: n.log,
+		Ahead: f.ahead, Share: share, Log: n.log,
 	}
 	if f.ahead == nil {
 		cfg.Table = zeroTable(f.layout)

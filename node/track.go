@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"meshnode/mesh"
 	"meshnode/pager"
 )
 
@@ -20,8 +19,8 @@ const trackInterval = 20 * time.Millisecond
 // only those have to be looked at again while the worker stands still.
 type writeLog struct {
 	w     *worker
-	to    mesh.NodeID
-	size  int64 // of the memory at the beginning, in bytes
+	share *pager.Share // of the link, for the rounds
+	size  int64        // of the memory at the beginning, in bytes
 	stop  context.CancelFunc
 	began chan struct{}
 	ended chan struct{}
@@ -36,10 +35,10 @@ type writeLog struct {
 
 // watchWrites starts to watch w, whose memory is size bytes now. With dear,
 // writes are found by comparing hashes where the kernel cannot tell; see
-// comparesHashes.
-func (n *Node) watchWrites(ctx context.Context, w *worker, to mesh.NodeID, size int64, dear bool) *writeLog {
+// comparesHashes. It takes over the share.
+func (n *Node) watchWrites(ctx context.Context, w *worker, share *pager.Share, size int64, dear bool) *writeLog {
 	ctx, cancel := context.WithCancel(ctx)
-	l := &writeLog{w: w, to: to, size: size, stop: cancel, began: make(chan struct{}), ended: make(chan struct{})}
+	l := &writeLog{w: w, share: share, size: size, stop: cancel, began: make(chan struct{}), ended: make(chan struct{})}
 	n.tasks.Go(func() {
 		defer close(l.ended)
 		err := l.begin(n, dear)
@@ -94,14 +93,10 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 		return t.Stop()
 	}
 	l.tracker = t
-	share := n.budget.Share(string(l.to), 1)
 	l.rounds, err = pager.NewRounds(pager.RoundsConfig{
 		Worker: l.w.ID, Epoch: l.w.epochNow(), Memory: r.Data[:l.w.MemoryLimit], Size: l.w.memoryNow,
-		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), WorkingSet: l.w.awaitedNow(), Versions: versionBytes(), Share: share, Log: n.log,
+		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), WorkingSet: l.w.awaitedNow(), Versions: versionBytes(), Share: l.share, Log: n.log,
 	})
-	if err != nil {
-		share.Close()
-	}
 	return err
 }
 
@@ -206,7 +201,9 @@ func (l *writeLog) close(n *Node) {
 	l.stop()
 	<-l.ended
 	if l.rounds != nil {
-		l.rounds.Close()
+		l.rounds.Close() // and the share
+	} else {
+		l.share.Close()
 	}
 	if l.tracker == nil {
 		return

@@ -345,6 +345,15 @@ func (r *Rounds) Stats() RoundsStats {
 // left, or as much is written as is sent. The rounds go on until Freeze.
 func (r *Rounds) Settled() <-chan struct{} { return r.settled }
 
+// End makes the rounds settle now. What was not sent, or has been written since,
+// follows after Freeze.
+func (r *Rounds) End() {
+	r.mu.Lock()
+	r.settleLocked("no more time")
+	r.mu.Unlock()
+	r.notify()
+}
+
 // Limit is the pages that the memory may grow to, as Hello.Pages has it.
 func (r *Rounds) limit() int { return len(r.cfg.Memory) / PageSize }
 

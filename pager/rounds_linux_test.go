@@ -242,6 +242,22 @@ func TestRoundsIdle(t *testing.T) {
 	}
 }
 
+// Rounds that are ended settle, and what they have not sent follows.
+func TestRoundsEnd(t *testing.T) {
+	const pages = 4096
+	rt := &roundsTest{t: t, pages: pages, from: startArmable(t, pages), to: startArmable(t, pages), ran: make(chan error, 1)}
+	rt.share = NewBudget(1<<20).Share("b", 1)
+	rt.fill(testRand(t), 0)
+	rt.start(nil, nil, nil)
+	waitFor(t, "the first pages", func() bool { return rt.rounds.Stats().Sent > 0 })
+	rt.rounds.End()
+	<-rt.rounds.Settled()
+	src, _ := rt.finish(unix.Getpagesize())
+	if st := src.Stats(); st.BulkPages+st.DemandPages == 0 {
+		t.Errorf("the rounds had sent all: %+v", rt.rounds.Stats())
+	}
+}
+
 // Of a memory that is known from an earlier visit, only what has changed
 // travels, and the names of that.
 func TestRoundsBase(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,8 @@ func (a *app) workerMigrateCommand() *cobra.Command {
 		strategy = enumValue{value: control.Strategies[0]}
 		timeout  durationValue
 		plan     bool
+		rounds   durationValue
+		priority = 1
 	)
 	cmd := a.outputFlag(&cobra.Command{
 		Use:   "migrate NAME --to NODE",
@@ -37,13 +40,20 @@ moved gives the move up; later, the move goes on without being watched.`,
 			if to == "" {
 				return usagef("`%s` needs --to NODE, where the worker shall go", cmd.CommandPath())
 			}
+			if most := time.Duration(control.MaxRoundsLimitMs) * time.Millisecond; rounds.d > most {
+				return usagef("--rounds-limit: %s is out of range; it goes to %s", rounds.d, most)
+			}
+			if priority < 1 || priority > control.MaxPriority {
+				return usagef("--priority: %d is out of range; it goes from 1 to %d", priority, control.MaxPriority)
+			}
 			return nil
 		},
 		ValidArgsFunction: a.completeWorkers,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c := a.client()
 			defer c.Close()
-			req := control.MigrateRequest{To: to, Strategy: strategy.value, TimeoutMs: control.Millis(timeout.d)}
+			req := control.MigrateRequest{To: to, Strategy: strategy.value, TimeoutMs: control.Millis(timeout.d),
+				RoundsLimitMs: control.Millis(rounds.d), Priority: priority}
 			if plan {
 				ctx, cancel := withTimeout(cmd.Context(), requestTimeout, "plan a move of "+args[0])
 				defer cancel()
@@ -66,6 +76,8 @@ moved gives the move up; later, the move goes on without being watched.`,
 	_ = cmd.RegisterFlagCompletionFunc("to", a.completeNodeFlag)
 	enumFlag(cmd, &strategy, "strategy", "", "how its memory travels", control.Strategies)
 	cmd.Flags().Var(&timeout, "timeout", "how long it may take until the worker runs there (default: the node's)")
+	cmd.Flags().Var(&rounds, "rounds-limit", "how long its memory may travel while it still runs here (default: until that brings little more, 290s at most)")
+	cmd.Flags().IntVar(&priority, "priority", priority, "its share of the link against other moves, 1 to 10")
 	cmd.Flags().BoolVar(&plan, "plan", false, "say what the move would be like, and do not move anything")
 	return cmd
 }

@@ -660,6 +660,16 @@ func readMigrate(w http.ResponseWriter, r *http.Request) (req MigrateRequest, er
 	if req.TimeoutMs < 0 {
 		return req, &Error{Code: CodeInvalid, Message: "timeoutMs must not be negative"}
 	}
+	if req.RoundsLimitMs < 0 || req.RoundsLimitMs > MaxRoundsLimitMs {
+		return req, &Error{
+			Code: CodeInvalid, Message: fmt.Sprintf("a limit of %.0f ms for the rounds is out of range; it goes to %d ms", req.RoundsLimitMs, MaxRoundsLimitMs),
+		}
+	}
+	if req.Priority < 0 || req.Priority > MaxPriority {
+		return req, &Error{
+			Code: CodeInvalid, Message: fmt.Sprintf("priority %d is out of range; it goes from 1 to %d", req.Priority, MaxPriority),
+		}
+	}
 	return req, nil
 }
 

@@ -339,6 +339,14 @@ func TestMigrateStreams(t *testing.T) {
 			wantCode(t, err, control.CodeInvalid)
 			_, err = c.Migrate(t.Context(), "counter", control.MigrateRequest{To: "edge-c"}, nil)
 			wantCode(t, err, control.CodeNotFound)
+			for _, req := range []control.MigrateRequest{
+				{To: "device", Priority: control.MaxPriority + 1}, {To: "device", Priority: -1},
+				{To: "device", RoundsLimitMs: control.MaxRoundsLimitMs + 1}, {To: "device", RoundsLimitMs: -1},
+			} {
+				if _, err := c.Migrate(t.Context(), "counter", req, nil); !errors.Is(err, &control.Error{Code: control.CodeInvalid}) {
+					t.Errorf("%+v: got %v", req, err)
+				}
+			}
 			_, err = c.Migrate(t.Context(), "counter", control.MigrateRequest{To: "device", Strategy: "teleport"}, nil)
 			if e := wantCode(t, err, control.CodeInvalid); !strings.Contains(e.Message, "pre-copy, stop-and-copy") {
 				t.Errorf("got %+v", e)

@@ -496,7 +496,19 @@ type MigrateRequest struct {
 	// TimeoutMs bounds the move up to its commit; 0 for the node's default.
 	// A move that has committed goes on regardless.
 	TimeoutMs float64 `json:"timeoutMs,omitempty"`
+	// RoundsLimitMs is how long pages travel while the worker still runs here,
+	// up to MaxRoundsLimitMs; 0 for that. What is missing then follows.
+	RoundsLimitMs float64 `json:"roundsLimitMs,omitempty"`
+	// Priority is the move's share of the link against other moves, 1 to
+	// MaxPriority: one of 3 gets three times what one of 1 does. 0 for 1.
+	Priority int `json:"priority,omitempty"`
 }
+
+// Limits of a MigrateRequest.
+const (
+	MaxRoundsLimitMs = 290_000
+	MaxPriority      = 10
+)
 
 // MovePlan is what a move would be like, per strategy. Nothing has moved.
 type MovePlan struct {
