@@ -254,3 +254,30 @@ func cpuTime(tb testing.TB, pid int) time.Duration {
 	}
 	return total
 }
+
+// BenchmarkReturn is what a worker of 256 MiB brings home after a detour in
+// which it wrote to one page in a hundred: bytes on the wire against those pages
+// and their names.
+func BenchmarkReturn(b *testing.B) {
+	const (
+		mib     = 256
+		parts   = 8
+		changed = mib << 8 / 100 / parts * parts
+	)
+	var home control.Migration
+	for range b.N {
+		p := newPair(b)
+		p.worker(mib)
+		p.move("", control.StrategyAuto)
+		for i := range parts {
+			p.run(p.b, "worker", "call", "kv", fmt.Sprintf("touch range %d %d", i*(mib<<8/parts), changed/parts))
+		}
+		p.link("rate=100mbit delay=5ms")
+		p.json(p.b, &home, "worker", "migrate", "kv", "--to", "a")
+	}
+	b.ReportMetric(float64(home.BytesOnWire)/(changed*(4096+32)), "wire/changed")
+	b.ReportMetric(float64(home.BytesOnWire)/(1<<20), "MiB-wire")
+	b.ReportMetric(home.BlackoutMs, "ms-blackout")
+	b.ReportMetric(home.TotalMs, "ms-total")
+	b.ReportMetric(0, "ns/op")
+}

@@ -3,8 +3,10 @@ package pager
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 )
 
 func startTracker(t testing.TB, c *child, pages int) *Tracker {
@@ -214,6 +216,49 @@ func BenchmarkTracker(b *testing.B) {
 			b.StartTimer()
 		}
 	})
+}
+
+// BenchmarkTracked is what a worker pays for being watched while it writes
+// 50 MiB a second: between two scans, 20 ms apart, 256 pages, each of which
+// faults once. One that is not watched takes turns with it. While no move is
+// under way nothing is watched.
+func BenchmarkTracked(b *testing.B) {
+	const pages, between = 16384, 20 * time.Millisecond
+	list := pageList(0, pages)
+	watched, free := startArmable(b, pages), startArmable(b, pages)
+	for _, c := range []*child{watched, free} {
+		c.do(childRequest{Op: "write", Pages: list, Value: 1})
+	}
+	tr := startTracker(b, watched, pages)
+	var took [2][]time.Duration
+	var runs []Run
+	r := rand.New(rand.NewPCG(1, 1))
+	for b.Loop() {
+		var some []PageNum
+		for range 256 {
+			some = append(some, PageNum(r.IntN(pages)))
+		}
+		for i, c := range []*child{watched, free} {
+			at := time.Now()
+			c.do(childRequest{Op: "write", Pages: some, Value: 3})
+			took[i] = append(took[i], time.Since(at))
+		}
+		var err error
+		if runs, err = tr.Scan(runs[:0]); err != nil {
+			b.Fatal(err)
+		}
+	}
+	median := func(d []time.Duration) time.Duration {
+		slices.Sort(d)
+		return d[len(d)/2]
+	}
+	more := median(took[0]) - median(took[1])
+	b.ReportMetric(float64(more.Nanoseconds())/256, "ns-more/page")
+	b.ReportMetric(100*more.Seconds()/between.Seconds(), "%-of-the-worker")
+	b.ReportMetric(0, "ns/op")
+	if err := tr.Stop(); err != nil {
+		b.Fatal(err)
+	}
 }
 
 // What the child has touched since it dropped its page-table entries is found
