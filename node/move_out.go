@@ -133,7 +133,7 @@ func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req contr
 		return control.Migration{}, atHome(w, n)
 	}
 	ms := func(v float64) time.Duration { return time.Duration(v * float64(time.Millisecond)) }
-	m, err := n.moveWith(ctx, w, to, moveOptions{
+	m, err := n.moveAway(ctx, w, to, moveOptions{
 		strategy: n.strategy(req.Strategy), offer: ms(req.TimeoutMs), rounds: ms(req.RoundsLimitMs), priority: req.Priority,
 	})
 	if err != nil {
@@ -188,12 +188,8 @@ type moveOptions struct {
 	priority      int           // its weight against other moves
 }
 
-// moveAway begins a move; limit bounds the wait for the destination.
-func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, strategy handover.Strategy, limit time.Duration) (*moveOut, error) {
-	return n.moveWith(ctx, w, to, moveOptions{strategy: strategy, offer: limit})
-}
-
-func (n *Node) moveWith(ctx context.Context, w *worker, to mesh.Member, opt moveOptions) (*moveOut, error) {
+// moveAway begins a move.
+func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, opt moveOptions) (*moveOut, error) {
 	if w.Suspend == control.SuspendNever {
 		return nil, &control.Error{
 			Code: control.CodeConflict, Message: fmt.Sprintf("worker %s was started to stay where it is", w.Name),

@@ -25,7 +25,7 @@ func TestRestartDuringMove(t *testing.T) {
 	if !ok {
 		t.Fatal("the destination is no member")
 	}
-	m, err := a.moveAway(t.Context(), w, to, handover.Hybrid, 0)
+	m, err := a.moveAway(t.Context(), w, to, moveOptions{strategy: handover.Hybrid})
 	if err != nil {
 		t.Fatal(err)
 	}
