@@ -225,7 +225,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, opt move
 	m := &moveOut{
 		n: n, w: w, spec: w.spec, id: handover.NewMoveID(), to: to.ID, toName: to.Record.Name,
 		box: newMailbox(n.log), done: make(chan struct{}), kind: strategy, strategy: strategy.String(), started: time.Now(),
-		filesThere: make(chan struct{}),
+		filesThere:  make(chan struct{}),
 		roundsLimit: cmp.Or(opt.rounds, control.MaxRoundsLimitMs*time.Millisecond), priority: max(opt.priority, 1),
 	}
 	carried := w.offered()
