@@ -24,6 +24,7 @@ func TestSeenRates(t *testing.T) {
 			defer close(done)
 			p.watch(ctx, received.Load)
 		}()
+		time.Sleep(50 * time.Millisecond) // so that no two things happen at once
 		for range 30 {
 			time.Sleep(100 * time.Millisecond)
 			received.Add(1000)
