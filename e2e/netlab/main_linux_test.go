@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -32,6 +33,8 @@ func TestMain(m *testing.M) {
 			fmt.Println(p != nil, err)
 		}
 		signal.Ignore()
-		select {}
+		for {
+			time.Sleep(time.Hour) // Go's runtime ends a program that waits for nothing
+		}
 	}
 }

@@ -188,7 +188,7 @@ func setUp(t *testing.T) {
 func TestComputing(t *testing.T) {
 	setUp(t)
 	h, d := newHost(t, "sha256"), start(t)
-	const rounds = "1000000"
+	const rounds = "2000000"
 	d.meshnode("worker", "run", h.plain, "--name", "plain", "--", rounds)
 	d.until("^state +exited", "worker", "show", "plain")
 	want := d.said("plain")
