@@ -1124,6 +1124,7 @@ func (st *roundStream) frameNames(first PageNum, hashes []Hash) {
 	st.kinds, st.said = st.kinds[:0], st.said[:0]
 	var last Hash
 	for i, h := range hashes {
+		st.versions.take(first + PageNum(i)) // the far side will hold what is named
 		switch {
 		case h == ZeroHash:
 			st.kinds = append(st.kinds, pageZero)
