@@ -2,8 +2,13 @@ package node
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"meshnode/pager"
@@ -16,6 +21,11 @@ const (
 	// were lost stay listed with their logs, for someone to look at.
 	endedAge  = 7 * 24 * time.Hour
 	endedKeep = 100
+	// cacheBytes bounds the compiled and rewritten modules. What is lost is made
+	// again at the next start.
+	cacheBytes = 1 << 30
+	// unfinishedAge is when a file that was to be renamed is nobody's any more.
+	unfinishedAge = time.Hour
 )
 
 // keepHouse removes, every now and then, what would otherwise only grow.
@@ -57,6 +67,66 @@ func (n *Node) tidy(ctx context.Context, now time.Time) {
 	if freed > 0 {
 		n.log.Info("modules cleared", "bytes", freed)
 	}
+	freed, err = clearCache(n.cfg.CacheDir, cacheBytes, now)
+	if err != nil {
+		n.log.Warn("cache of compiled modules not cleared", "error", err)
+	}
+	if freed > 0 {
+		n.log.Info("cache of compiled modules cleared", "bytes", freed)
+	}
+}
+
+// clearCache removes files that were never finished, and then the oldest until
+// the rest has at most that many bytes. Runners may use the files meanwhile, and
+// other nodes may do the same: a file that is gone is no error.
+func clearCache(dir string, most int64, now time.Time) (freed int64, err error) {
+	type file struct {
+		path string
+		size int64
+		at   time.Time
+	}
+	var files []file
+	var total int64
+	remove := func(f file) {
+		if e := os.Remove(f.path); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, e)
+			return
+		}
+		freed += f.size
+	}
+	walkErr := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return ignoreNotExist(err)
+		}
+		info, err := d.Info()
+		if err != nil {
+			return ignoreNotExist(err)
+		}
+		f := file{path, info.Size(), info.ModTime()}
+		if strings.HasSuffix(path, ".tmp") && now.Sub(f.at) > unfinishedAge {
+			remove(f)
+			return nil
+		}
+		files = append(files, f)
+		total += f.size
+		return nil
+	})
+	slices.SortFunc(files, func(a, b file) int { return a.at.Compare(b.at) })
+	for _, f := range files {
+		if total <= most {
+			break
+		}
+		remove(f)
+		total -= f.size
+	}
+	return freed, errors.Join(err, walkErr)
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // overdue returns the workers that have ended and been listed for long enough.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -169,5 +171,44 @@ func TestDoubtNamesPeer(t *testing.T) {
 	}
 	if n.nameOf(mesh.NodeID(rec.Peer)) != rec.Peer {
 		t.Error("gossip knows the peer, which is not there")
+	}
+}
+
+// Of the cache what was never finished goes, and then the oldest.
+func TestClearCache(t *testing.T) {
+	dir, now := t.TempDir(), time.Now()
+	put := func(name string, size int, age time.Duration) {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, now.Add(-age), now.Add(-age)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("wazero/old", 10, 3*time.Hour)
+	put("wazero/new", 10, time.Minute)
+	put("program-2-aa", 10, 2*time.Hour)
+	put("program-2-bb.1.tmp", 10, 2*time.Hour)
+	put("program-2-cc.1.tmp", 5, time.Minute) // being written
+	freed, err := clearCache(dir, 25, now)
+	if err != nil || freed != 20 {
+		t.Errorf("freed %d, %v; want 20", freed, err)
+	}
+	var left []string
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			left = append(left, filepath.Base(path))
+		}
+		return err
+	})
+	if want := []string{"program-2-aa", "program-2-cc.1.tmp", "new"}; !slices.Equal(left, want) {
+		t.Errorf("left are %v, want %v", left, want)
+	}
+	if _, err := clearCache(filepath.Join(dir, "nothing"), 25, now); err != nil {
+		t.Errorf("a cache that is not there: %v", err)
 	}
 }
