@@ -66,10 +66,11 @@ func (b backend) Apply(ctx context.Context, req control.ApplyRequest) (control.A
 		return control.Applied{}, context.Cause(ctx)
 	}
 	out := control.Applied{App: app.Name, Workers: []control.AppliedWorker{}}
+	var gone []entry
 	if req.Replace {
-		n.writeOff(app)
+		gone = n.goneWorkers(app)
 	}
-	missing, there, err := n.appWorkers(app)
+	missing, there, err := n.appWorkers(app, gone)
 	if err != nil {
 		return out, err
 	}
@@ -78,6 +79,7 @@ func (b backend) Apply(ctx context.Context, req control.ApplyRequest) (control.A
 		return out, err
 	}
 	out.Notes = notes
+	n.writeOff(gone) // not before others can take their place
 	if app.OnDisconnect.Action == manifest.DisconnectFallback {
 		out.Notes = append(out.Notes, "onDisconnect: fallback: there are no checkpoints yet, so a worker that is cut off freezes, and nobody takes it")
 	}
@@ -158,14 +160,15 @@ func (n *Node) moduleSize(ctx context.Context, id mesh.NodeID, h pager.Hash) (in
 }
 
 // appWorkers compares the workers that an app should have with those that run:
-// it returns the names of those missing, and the entries of those that are there.
-func (n *Node) appWorkers(app *manifest.App) (missing []string, there []entry, err error) {
+// it returns the names of those missing, and the entries of those that are there,
+// to which those that are gone do not belong.
+func (n *Node) appWorkers(app *manifest.App, gone []entry) (missing []string, there []entry, err error) {
 	wanted := make(map[string]bool)
 	for i := range app.Replicas {
 		wanted[replicaName(app, i)] = true
 	}
 	for _, e := range n.dir.list() {
-		if ended(e.State) || e.App != app.Name && !wanted[e.Name] {
+		if ended(e.State) || e.App != app.Name && !wanted[e.Name] || slices.ContainsFunc(gone, func(g entry) bool { return g.ID == e.ID }) {
 			continue
 		}
 		if e.App != "" && e.App != app.Name {
@@ -187,14 +190,22 @@ func (n *Node) appWorkers(app *manifest.App) (missing []string, there []entry, e
 	return missing, there, nil
 }
 
-// writeOff lists an app's workers as lost whose nodes are gone. Only an operator
-// can say that: see the story in autopilot.go.
-func (n *Node) writeOff(app *manifest.App) {
+// goneWorkers returns an app's workers whose nodes are gone.
+func (n *Node) goneWorkers(app *manifest.App) (gone []entry) {
 	for _, e := range n.dir.list() {
 		m, known := n.mesh.Member(e.Home)
-		if e.App != app.Name || ended(e.State) || known && (m.State == mesh.Alive || m.State == mesh.Suspect) {
-			continue
+		if e.App == app.Name && !ended(e.State) && !(known && (m.State == mesh.Alive || m.State == mesh.Suspect)) {
+			gone = append(gone, e)
 		}
+	}
+	return gone
+}
+
+// writeOff lists workers as lost. Only an operator can say that they are: see the
+// story in autopilot.go. A node that comes back with one after all says so
+// (standBy).
+func (n *Node) writeOff(gone []entry) {
+	for _, e := range gone {
 		e.State, e.Reason = control.StateLost, fmt.Sprintf("node %s is gone, and an operator had the worker started anew", n.nameOf(e.Home))
 		n.dir.set(e, time.Now())
 		n.log.Warn("worker written off", "worker", e.ID, "name", e.Name, "node", e.Home)
@@ -359,6 +370,10 @@ func (b backend) StartWorker(ctx context.Context, req control.StartRequest) (con
 	if err != nil {
 		return control.Worker{}, err
 	}
+	if !n.claimName(req.Worker) {
+		return control.Worker{}, &control.Error{Code: control.CodeConflict, Message: fmt.Sprintf("a worker called %s is being started here", req.Worker)}
+	}
+	defer n.freeName(req.Worker)
 	if e, err := n.dir.find(req.Worker); err == nil && !ended(e.State) && e.Name == req.Worker {
 		return control.Worker{}, &control.Error{
 			Code: control.CodeConflict, Message: fmt.Sprintf("a worker called %s runs at node %s already", req.Worker, n.nameOf(e.Home)),
@@ -392,6 +407,24 @@ func (b backend) StartWorker(ctx context.Context, req control.StartRequest) (con
 	}
 	came = true
 	return w.describe(), nil
+}
+
+// claimName keeps a second worker of a name from being started while the first
+// fetches its module, until freeName.
+func (n *Node) claimName(name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.starting[name] {
+		return false
+	}
+	n.starting[name] = true
+	return true
+}
+
+func (n *Node) freeName(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.starting, name)
 }
 
 // appSpec is what a worker of an app is started with.

@@ -113,13 +113,16 @@ type dueWorker struct {
 	w      *worker
 	app    *manifest.App
 	state  placement.State
+	text   string // of the manifest
 	pinned bool
+	forced bool // it may move although it is pinned
 	facts  placement.Worker
 }
 
 // lookAfter decides on the workers that are due, and begins the moves.
 func (n *Node) lookAfter(ctx context.Context) error {
 	now := time.Now()
+	n.standBy()
 	due := n.due(now)
 	if len(due) == 0 {
 		return nil
@@ -169,11 +172,24 @@ func (n *Node) lookAfter(ctx context.Context) error {
 			continue
 		}
 		if !n.beginMove(d, decision) {
-			continue // too many are under way; its turn comes
+			continue // its turn comes
 		}
 		v.Apply(d.app, &d.facts, &decision)
 	}
 	return nil
+}
+
+// standBy says again that workers run here that others list as lost, since this
+// node was away: what runs is there, whatever was believed of it.
+func (n *Node) standBy() {
+	for _, w := range n.locals() {
+		w.mu.Lock()
+		epoch, over := w.epoch, ended(w.state)
+		w.mu.Unlock()
+		if e, ok := n.dir.get(w.ID); ok && !over && e.Epoch == epoch && e.Home == n.id && ended(e.State) {
+			w.announce()
+		}
+	}
 }
 
 // pingEntries measures one round trip to each of the nodes where users enter, so
@@ -218,7 +234,7 @@ func (n *Node) due(now time.Time) []dueWorker {
 		}
 		p := &w.place
 		p.mu.Lock()
-		d := dueWorker{w: w, app: p.app, state: p.state, pinned: p.pinned && !force}
+		d := dueWorker{w: w, app: p.app, text: string(p.text), state: p.state, pinned: p.pinned && !force, forced: force}
 		looks := !p.auto && w.Suspend != control.SuspendNever && !now.Before(p.after) && (closed || p.applied && !p.pinned && p.app.Migration.Mode == manifest.Auto)
 		if looks {
 			s := w.times.summary(now)
@@ -282,7 +298,7 @@ type reason struct {
 var byOperator = reason{code: "operator", text: "an operator moved it"}
 
 // beginMove begins to move a worker as decided. It reports false if there are
-// too many moves under way.
+// too many moves under way, or if its operator has said something else since.
 func (n *Node) beginMove(d *dueWorker, decision placement.Decision) bool {
 	select {
 	case n.moveSlots <- struct{}{}:
@@ -291,8 +307,13 @@ func (n *Node) beginMove(d *dueWorker, decision placement.Decision) bool {
 	}
 	p := &d.w.place
 	p.mu.Lock()
-	p.auto = true
+	stale := p.pinned && !d.forced || string(p.text) != d.text
+	p.auto = !stale
 	p.mu.Unlock()
+	if stale {
+		<-n.moveSlots
+		return false
+	}
 	o := decision.Option
 	why := reason{
 		code: decision.Reason.String(), text: decision.Reason.Text(),

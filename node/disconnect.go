@@ -51,8 +51,11 @@ func (n *Node) watchDisconnect(ctx context.Context, alone, now time.Time) {
 		stop := applied && !alone.IsZero() && app.OnDisconnect.Action != manifest.DisconnectRun && now.Sub(alone) >= app.OnDisconnect.After.D()
 		w.mu.Lock()
 		is, over := w.cut, ended(w.state)
+		arriving := w.gated || w.draining
 		w.mu.Unlock()
-		if over || stop == (is != cutNot) {
+		// One that arrives may wait for a page that does not come, and cannot be
+		// frozen meanwhile. A later look finds it.
+		if over || arriving || stop == (is != cutNot) {
 			continue
 		}
 		short, cancel := context.WithTimeout(ctx, loopPatience)

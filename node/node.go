@@ -145,6 +145,7 @@ type Node struct {
 	mu       sync.Mutex
 	workers  map[string]*worker // at home here, by id
 	ended    map[string]*worker // failed, lost: kept to be looked at
+	starting map[string]bool    // names of an app's workers that are being started
 	outgoing map[handover.MoveID]*moveOut
 	incoming map[handover.MoveID]*moveIn
 	reserved uint64              // bytes of memory limit promised to workers that are arriving
@@ -202,6 +203,7 @@ func New(cfg Config) (n *Node, err error) {
 		rtts:        newPathTimes(),
 		workers:     make(map[string]*worker),
 		ended:       make(map[string]*worker),
+		starting:    make(map[string]bool),
 		outgoing:    make(map[handover.MoveID]*moveOut),
 		incoming:    make(map[handover.MoveID]*moveIn),
 		kept:        make(map[pager.Hash]bool),
