@@ -176,7 +176,7 @@ func (s *ClientSession) Close() error { return session{s.s}.Close() }
 func (c *Client) follow(ctx context.Context, s *Sender) error {
 	wait := retryWait{min: 5 * time.Millisecond, max: time.Second}
 	served := time.Now() // when a node last served s
-	known := time.Now()  // when one last knew the worker
+	var gone time.Time   // when they began to say that they know no such worker
 	for {
 		conn, err := c.connect(ctx)
 		welcome := false
@@ -192,16 +192,23 @@ func (c *Client) follow(ctx context.Context, s *Sender) error {
 		now := time.Now()
 		if welcome {
 			wait.reset()
-			served, known = now, now
+			served = now
 		}
 		var refused *refusedError
+		if !errors.As(err, &refused) || !refused.gone {
+			gone = time.Time{}
+		} else if gone.IsZero() {
+			gone = now
+		}
 		switch {
 		case errors.As(err, new(*endedError)):
 			return err
 		case errors.As(err, &refused) && !refused.gone:
 			return &control.Error{Code: control.CodeFailed, Message: refused.Error()}
-		case errors.As(err, &refused) && (s.worker == "" || now.Sub(known) > nameWait):
+		case errors.As(err, &refused) && (s.worker == "" || now.Sub(gone) > nameWait):
 			// A node that a session comes to may hear of the worker a little later.
+			// An outage before that does not count: what comes back from one has
+			// everything to learn.
 			return &control.Error{Code: control.CodeNotFound, Message: refused.Error()}
 		case errors.Is(err, mesh.ErrForeignMesh), errors.Is(err, mesh.ErrNotMesh), errors.Is(err, mesh.ErrUnknownProtocol):
 			if s.worker == "" {
