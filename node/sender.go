@@ -50,7 +50,7 @@ type Sender struct {
 	bytes   int              // payload bytes in pending
 	next    uint64           // the number of the next message
 	acked   uint64           // all replies up to here have arrived
-	got     uint64           // the same; of one that relays, at this end
+	got     uint64           // Recv has returned all replies up to here
 	replies []reply          // arrived, and not yet taken by Recv
 	err     error            // no more replies will come
 	held    bool             // the home has no room on this connection
@@ -200,6 +200,7 @@ func (s *Sender) Recv(ctx context.Context) (reply, error) {
 		if len(s.replies) > 0 {
 			r := s.replies[0]
 			s.replies = slices.Delete(s.replies, 0, 1)
+			s.got = r.Seq
 			s.changedLocked()
 			s.mu.Unlock()
 			return r, nil
@@ -240,7 +241,8 @@ func (s *Sender) take(m deliverMessage) error {
 }
 
 // acknowledge is what the client of a sender that relays says of the replies
-// that it has.
+// that it has. It cannot have one that is still here: if it could say so, a
+// client that does not read would have replies pile up here.
 func (s *Sender) acknowledge(acked uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -520,7 +522,6 @@ func (s *Sender) arrived(r reply) {
 	}
 	s.bytes -= len(s.pending[0].Payload)
 	s.pending = slices.Delete(s.pending, 0, 1)
-	s.got = r.Seq
 	if !s.relays {
 		s.acked = r.Seq
 	}
