@@ -200,6 +200,10 @@ func (c *Client) follow(ctx context.Context, s *Sender) error {
 		} else if gone.IsZero() {
 			gone = now
 		}
+		foreign := errors.Is(err, mesh.ErrForeignMesh) || errors.Is(err, mesh.ErrNotMesh) || errors.Is(err, mesh.ErrUnknownProtocol)
+		if foreign && conn != nil {
+			_ = conn.Close() // another node may serve where this one never will
+		}
 		switch {
 		case errors.As(err, new(*endedError)):
 			return err
@@ -210,10 +214,8 @@ func (c *Client) follow(ctx context.Context, s *Sender) error {
 			// An outage before that does not count: what comes back from one has
 			// everything to learn.
 			return &control.Error{Code: control.CodeNotFound, Message: refused.Error()}
-		case errors.Is(err, mesh.ErrForeignMesh), errors.Is(err, mesh.ErrNotMesh), errors.Is(err, mesh.ErrUnknownProtocol):
-			if s.worker == "" {
-				return &control.Error{Code: control.CodeDenied, Message: err.Error()}
-			}
+		case foreign && s.worker == "":
+			return &control.Error{Code: control.CodeDenied, Message: err.Error()}
 		case now.Sub(served) > c.cfg.Patience:
 			return &control.Error{
 				Code:    control.CodeUnreachable,
