@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,7 +46,7 @@ func (t *transport) serveClient(q *quic.Conn) {
 		return
 	}
 	t.mu.Lock()
-	full, closed := len(t.clients) >= maxClients, t.closed
+	full, closed := len(t.clients) >= maxClients, t.closing
 	if !full && !closed {
 		t.clients[q] = true
 	}
@@ -83,6 +85,20 @@ func (t *transport) serveClient(q *quic.Conn) {
 		s := &Stream{q: st, conn: c}
 		wg.Go(func() { t.serveStream(s, t.clientHandlers) })
 	}
+}
+
+// closeClients says good-bye to the clients there are, and to those that come
+// from now on.
+func (t *transport) closeClients() {
+	t.mu.Lock()
+	t.closing = true
+	clients := slices.Collect(maps.Keys(t.clients))
+	t.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, q := range clients {
+		wg.Go(func() { q.CloseWithError(closeLeaving, "node is leaving") })
+	}
+	wg.Wait()
 }
 
 // ClientConfig says how a [ClientTransport] is made.

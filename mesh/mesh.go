@@ -524,6 +524,10 @@ func (m *Mesh) Handle(protocol string, h Handler) { handle(m.t.handlers, protoco
 // id.
 func (m *Mesh) HandleClient(protocol string, h Handler) { handle(m.t.clientHandlers, protocol, h) }
 
+// CloseClients ends the connections of clients, and lets no more in: they go
+// to other nodes while this one still has things to do before Run may end.
+func (m *Mesh) CloseClients() { m.t.closeClients() }
+
 func handle(handlers map[string]Handler, protocol string, h Handler) {
 	if err := checkProtocol(protocol); err != nil {
 		panic(err) // our own names

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -146,6 +145,7 @@ type transport struct {
 
 	mu      sync.Mutex
 	closed  bool
+	closing bool // clients are no longer served
 	peers   map[NodeID]*peer
 	gossip  map[netip.Addr]NodeID // by synthetic address
 	clients map[*quic.Conn]bool   // connections of clients
@@ -500,6 +500,7 @@ func (t *transport) goes(f func()) bool {
 
 // close says good-bye on every connection and waits for everything started.
 func (t *transport) close() error {
+	t.closeClients()
 	t.mu.Lock()
 	t.closed = true
 	var all []*conn
@@ -508,13 +509,9 @@ func (t *transport) close() error {
 			all = append(all, p.links[i].conns...)
 		}
 	}
-	clients := slices.Collect(maps.Keys(t.clients))
 	t.mu.Unlock()
 	t.cancel(ErrClosed)
 	var wg sync.WaitGroup
-	for _, q := range clients {
-		wg.Go(func() { q.CloseWithError(closeLeaving, "node is leaving") })
-	}
 	for _, c := range all {
 		wg.Go(func() { c.q.CloseWithError(closeLeaving, "node is leaving") })
 	}

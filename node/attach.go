@@ -86,6 +86,9 @@ func (as *attachments) list() []*attachment {
 
 // serveAttach is the access node's end of an attach stream.
 func (n *Node) serveAttach(ctx context.Context, st *mesh.Stream) {
+	if n.ctx.Err() != nil {
+		return // no sender would live here; the client's connection ends, too
+	}
 	var f deliverFrame
 	if err := readFirst(st, maxDeliverFrame, &f); err != nil || f.Hello == nil {
 		n.log.Debug("attach stream without a hello", "client", st.Peer(), "error", err)

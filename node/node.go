@@ -388,6 +388,7 @@ func (n *Node) Run(ctx context.Context) error {
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)
+	n.mesh.CloseClients() // other nodes serve them while the workers end here
 
 	// In reverse order of start: first what serves requests, then the workers,
 	// which tell the mesh that they ended, then the mesh.
