@@ -192,6 +192,23 @@ func mustFind(t *testing.T, n *testNode, name string) string {
 	return e.ID
 }
 
+// TestClientServes: a client goes only to nodes that serve it.
+func TestClientServes(t *testing.T) {
+	n := startNodes(t, 1)[0]
+	cl := startClient(t, clientDir(t, n), n)
+	served := func() bool {
+		conn, _, err := cl.transport.Dial(t.Context(), cl.cfg.Nodes)
+		return err == nil && serves(t.Context(), conn)
+	}
+	if !served() {
+		t.Error("a node does not serve its client")
+	}
+	n.mesh.CloseClients()
+	if served() {
+		t.Error("a node serves clients while it stops")
+	}
+}
+
 func TestClientErrors(t *testing.T) {
 	n := startNodes(t, 1)[0]
 	ctx := t.Context()

@@ -306,7 +306,7 @@ func (c *Client) roam() {
 }
 
 // nearer connects to the other nodes and returns the connection to the nearest
-// of those that are nearer than the access node, nil if none is.
+// of those that are nearer than the access node and serve c, nil if none does.
 func (c *Client) nearer() (best *mesh.ClientConn, name string) {
 	_, rtt, ok := c.Access()
 	if !ok {
@@ -319,11 +319,12 @@ func (c *Client) nearer() (best *mesh.ClientConn, name string) {
 	for _, other := range others {
 		ctx, cancel := context.WithTimeout(c.ctx, time.Second)
 		conn, _, err := c.transport.Dial(ctx, []string{other})
+		better := err == nil && conn.RTT() < limit && serves(ctx, conn)
 		cancel()
 		if err != nil {
 			continue // not the nearest, whatever it is
 		}
-		if conn.RTT() >= limit {
+		if !better {
 			_ = conn.Close()
 			continue
 		}
@@ -333,4 +334,23 @@ func (c *Client) nearer() (best *mesh.ClientConn, name string) {
 		best, name, limit = conn, other, conn.RTT()
 	}
 	return best, name
+}
+
+// serves reports whether the node at the other end serves clients. That there is
+// a connection does not say so: in TLS 1.3 the caller has it before the other
+// side has looked at the certificate, and has counted its clients.
+func serves(ctx context.Context, conn *mesh.ClientConn) bool {
+	st, err := conn.Open(ctx, protoAttach)
+	if err != nil {
+		return false
+	}
+	defer st.Close()
+	stop := context.AfterFunc(ctx, func() { interrupt(st) })
+	defer stop()
+	// A hello that asks for nothing: whoever serves clients refuses it.
+	if mesh.WriteMessage(st, deliverFrame{Hello: &deliverHello{}}) != nil {
+		return false
+	}
+	var f deliverFrame
+	return mesh.ReadMessage(st, maxDeliverFrame, &f) == nil
 }
