@@ -307,6 +307,25 @@ func TestMissing(t *testing.T) {
 	if n := missing(dest); n != 1 || dest.Expects(indexes[0]) || !dest.Expects(indexes[2]) {
 		t.Errorf("%d are missing, want one", n)
 	}
+
+	// Nothing is swept as long as an index is, and what nobody needs is when it
+	// is here, though others are lost.
+	if _, err := dest.Put([]byte("of no file")); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := source.Block(indexes[2])
+	third, _ := parseIndex(b)
+	put(third[:1])
+	if dest.tree.sweep(); dest.store.count() != 2 {
+		t.Errorf("%d blocks while an index was missing, want 2", dest.store.count())
+	}
+	put(indexes[2:3])
+	if dest.tree.sweep(); dest.store.count() != 2 {
+		t.Errorf("%d blocks, want an index and a page", dest.store.count())
+	}
+	if _, here := dest.Block(third[0]); !here {
+		t.Error("a page in use was swept")
+	}
 }
 
 func TestPut(t *testing.T) {

@@ -368,21 +368,22 @@ func (t *tree) ordered() []*inode {
 }
 
 // sweep forgets blocks that are not in use. It does nothing while an index has
-// yet to arrive: pages that only it names may be here already.
+// yet to arrive: pages that only it names may be here already. One that will not
+// come any more holds up nothing.
 func (t *tree) sweep() {
-	live := map[Hash]struct{}{}
+	// Indexes arrive meanwhile. One that is here now stays; one that came after
+	// its pages were looked for would lose them.
 	complete := true
-	t.each(func(h Hash) { live[h] = struct{}{} })
 	for _, n := range t.inodes {
 		for _, c := range n.chunks {
-			if !c.loaded && c.name != (Hash{}) {
-				if _, ok := t.store.peek(c.name); !ok {
-					complete = false
-				}
+			if !c.loaded && t.store.expects(c.name) {
+				complete = false
 			}
 		}
 	}
 	if complete {
+		live := map[Hash]struct{}{}
+		t.each(func(h Hash) { live[h] = struct{}{} })
 		t.store.keep(live)
 	}
 	t.swept = t.store.count()
