@@ -355,8 +355,16 @@ func (n *Node) restoreInto(ctx context.Context, r *runner.Runner, s spec, img im
 		return nil, err
 	}
 	if r.HasFiles() {
-		if _, missing, err := r.Missing(ctx); err != nil || missing > 0 {
-			return nil, fmt.Errorf("checkpoint: %d blocks of its files are not in it, %w", missing, err)
+		// The worker had lost them before: what it could not read there it cannot
+		// read here either.
+		lost, err := giveUpMissing(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		if lost > 0 {
+			text := fmt.Sprintf("%d blocks of the worker's files are not in the checkpoint: reading them is an I/O error", lost)
+			logs.add(control.LogLine{Node: n.name(), Epoch: 1, Level: "warn", Source: "node", Text: text})
+			n.log.Warn("blocks of files are lost", "worker", s.ID, "blocks", lost)
 		}
 	}
 	w := n.newWorker(s, 1, r, logs)
@@ -372,6 +380,21 @@ func (n *Node) restoreInto(ctx context.Context, r *runner.Runner, s spec, img im
 	return w, n.journal.Put(handover.Record{
 		Worker: s.ID, Epoch: 1, Own: handover.OwnRunning, Updated: time.Now().Unix(), Meta: s.meta(""),
 	})
+}
+
+// giveUpMissing gives up what a restored worker's files lack and returns how many
+// blocks that were.
+func giveUpMissing(ctx context.Context, r *runner.Runner) (lost int, err error) {
+	for {
+		names, _, err := r.Missing(ctx)
+		if err != nil || len(names) == 0 {
+			return lost, err
+		}
+		if err := r.GiveUp(ctx, names); err != nil {
+			return lost, err
+		}
+		lost += len(names)
+	}
 }
 
 // moduleParts yields the module of a checkpoint and keeps the record behind it.
