@@ -208,12 +208,7 @@ func (n *Node) checkpoint(ctx context.Context, w *worker, out io.Writer) error {
 		// A request to the runner cannot be given up without ending it.
 		ctx := context.WithoutCancel(ctx)
 		w.timers.halt(time.Now())
-		defer func() {
-			if !w.paused {
-				w.timers.run(time.Now())
-				w.goOn()
-			}
-		}()
+		defer w.runAgain()
 		if w.console != nil {
 			if err := w.runner.Halt(ctx); err != nil {
 				return err
