@@ -102,7 +102,11 @@ func (c *child) serveFiles(typ byte, body []byte) error {
 				return c.refuse(err.Error())
 			}
 		}
-		return c.link.write(msgOK, nil)
+		err := c.link.write(msgOK, nil)
+		// A program that waits or has yet to run collects nothing, however many
+		// blocks come meanwhile.
+		c.program.collect()
+		return err
 	}
 	var ask blocksAsk
 	if err := decode(body, &ask); err != nil {
@@ -129,6 +133,7 @@ func (c *child) serveFiles(typ byte, body []byte) error {
 func (p *program) fetch(host *wasi.Host, name wasi.Hash) ([]byte, error) {
 	p.watch.Stop()
 	defer p.watch.Reset(collectInterval)
+	p.collectWaiting()
 	for {
 		expected := host.Expects(name)
 		if b, here := host.Block(name); here {

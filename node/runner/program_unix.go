@@ -223,10 +223,7 @@ func (p *program) wait(until int64, wake <-chan struct{}) (interrupted bool) {
 	}
 	p.watch.Stop()
 	defer p.watch.Reset(collectInterval)
-	if overdue := heapBytes() > p.floor.Load()+garbage; overdue {
-		runtime.GC()
-		p.floor.Store(heapBytes())
-	}
+	p.collectWaiting()
 	var due <-chan time.Time
 	if until != math.MaxInt64 {
 		timer := time.NewTimer(d)
@@ -241,6 +238,15 @@ func (p *program) wait(until int64, wake <-chan struct{}) (interrupted bool) {
 	case <-wake:
 	}
 	return false
+}
+
+// collectWaiting collects garbage if there is much of it, on the program's
+// goroutine, which is about to wait.
+func (p *program) collectWaiting() {
+	if heapBytes() > p.floor.Load()+garbage {
+		runtime.GC()
+		p.floor.Store(heapBytes())
+	}
 }
 
 // collect collects garbage if there is much of it. It takes the program's
