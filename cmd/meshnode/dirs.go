@@ -147,6 +147,7 @@ func (p packer) archive(name string) error {
 			return err
 		}
 	}
+	kinds := map[string]byte{} // of the entries so far, by name
 	for t := tar.NewReader(r); ; {
 		h, err := t.Next()
 		if err == io.EOF {
@@ -169,6 +170,14 @@ func (p packer) archive(name string) error {
 		default:
 			return fmt.Errorf("entry %q: only files, directories and symbolic links can be copied", h.Name)
 		}
+		if kind, again := kinds[rel]; again {
+			if kind == tar.TypeDir && h.Typeflag == tar.TypeDir {
+				continue
+			}
+			// The last would be the one to take, but the first is copied by now.
+			return fmt.Errorf("entry %q is there twice: extract the archive and name the directory", h.Name)
+		}
+		kinds[rel] = h.Typeflag
 		w, err := p.add(rel, h.FileInfo())
 		if err != nil {
 			return err

@@ -130,3 +130,48 @@ func TestPackDirs(t *testing.T) {
 		t.Errorf("packed what leads out of the archive: %v", err)
 	}
 }
+
+// An archive that was added to may name a directory twice, but no file.
+func TestPackRepeated(t *testing.T) {
+	pack := func(names ...string) error {
+		t.Helper()
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, name := range names {
+			h := tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600}
+			if strings.HasSuffix(name, "/") {
+				h.Typeflag, h.Mode = tar.TypeDir, 0o700
+			}
+			if err := w.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "a.tar")
+		if err := os.WriteFile(path, b.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := packDirs(&out, []hostDir{{path: path}}); err != nil {
+			return err
+		}
+		r, err := zip.NewReader(bytes.NewReader(out.Bytes()), int64(out.Len()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(r.File) != 2 {
+			t.Errorf("%q became %d entries, want 2", names, len(r.File))
+		}
+		return nil
+	}
+	if err := pack("d/", "d/f", "./d/"); err != nil {
+		t.Error(err)
+	}
+	for _, names := range [][]string{{"f", "g", "./f"}, {"f", "f/"}, {"f/", "f"}} {
+		if err := pack(names...); err == nil || !strings.Contains(err.Error(), "there twice") {
+			t.Errorf("packed %q: %v", names, err)
+		}
+	}
+}
