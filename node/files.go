@@ -218,36 +218,53 @@ func (f *arrivingFiles) all(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for {
-		names, err := f.listLocked(ctx)
+		// The source ends a stream that was silent for blocksIdle, and one that
+		// was opened earlier may have been: a new one tells.
+		earlier := f.stored != nil || f.client != nil
+		more, err := f.nextLocked(ctx)
 		if err != nil {
 			f.closeLocked()
-			return err
-		}
-		if len(names) == 0 {
-			return nil
-		}
-		var want []wasi.Hash
-		for _, h := range names {
-			if _, there := f.had[h]; !there {
-				want = append(want, h)
+			if earlier && ctx.Err() == nil && f.runner.Err() == nil {
+				continue
 			}
-		}
-		// What is gone by now nobody needs.
-		if _, err := f.bringLocked(ctx, want); err != nil {
-			f.closeLocked()
 			return err
 		}
-		for _, h := range want {
-			f.had[h] = struct{}{}
+		if !more {
+			return nil
 		}
 	}
 }
 
-func (f *arrivingFiles) listLocked(ctx context.Context) ([]wasi.Hash, error) {
+// nextLocked brings the next part of what is listed. After an error the same
+// part is the next once more.
+func (f *arrivingFiles) nextLocked(ctx context.Context) (more bool, err error) {
+	names, next, err := f.listLocked(ctx)
+	if err != nil {
+		return false, err
+	}
+	var want []wasi.Hash
+	for _, h := range names {
+		if _, there := f.had[h]; !there {
+			want = append(want, h)
+		}
+	}
+	// What is gone by now nobody needs.
+	if _, err := f.bringLocked(ctx, want); err != nil {
+		return false, err
+	}
+	for _, h := range want {
+		f.had[h] = struct{}{}
+	}
+	f.at = next
+	return len(names) > 0, nil
+}
+
+// listLocked returns the names of the next part, and the place behind them.
+func (f *arrivingFiles) listLocked(ctx context.Context) (names []wasi.Hash, next wasi.Cursor, err error) {
 	if f.stored == nil {
 		s, err := f.n.mesh.Open(ctx, f.from, protoStored, mesh.Bulk)
 		if err != nil {
-			return nil, err
+			return nil, next, err
 		}
 		f.stored = s
 	}
@@ -255,17 +272,14 @@ func (f *arrivingFiles) listLocked(ctx context.Context) ([]wasi.Hash, error) {
 	stop := context.AfterFunc(ctx, func() { _ = s.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := mesh.WriteMessage(f.stored, storedAsk{Worker: f.worker, At: f.at}); err != nil {
-		return nil, err
+		return nil, next, err
 	}
 	var are storedAre
 	if err := mesh.ReadMessage(f.stored, maxStoredAre, &are); err != nil {
-		return nil, err
+		return nil, next, err
 	}
-	names, err := unpackNames(are.Names)
-	if err == nil {
-		f.at = are.Next
-	}
-	return names, err
+	names, err = unpackNames(are.Names)
+	return names, are.Next, err
 }
 
 // bringLocked brings blocks, at most runner.MaxBlocks, from the store of pages
