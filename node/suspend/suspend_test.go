@@ -694,12 +694,6 @@ func FuzzPrepare(f *testing.F) {
 			if !errors.As(err, &e) || e.Feature == "" || e.Where == "" || e.Why == "" || e.Hint == "" {
 				t.Fatalf("refused with %#v", err)
 			}
-			if e.Feature == "malformed module" && len(module) < 4<<10 {
-				if c, err := rt.CompileModule(ctx, module); err == nil {
-					c.Close(ctx)
-					t.Fatalf("%v, but it compiles", e)
-				}
-			}
 			return
 		}
 		again, err := Prepare(module)
