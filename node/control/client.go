@@ -71,12 +71,16 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	return nil, err
 }
 
-// roundTrip sends a request and returns its answer, or the Error that is one.
-// Closing the body is the caller's.
-func (c *Client) roundTrip(ctx context.Context, method, path string, body io.Reader, header http.Header) (*http.Response, error) {
+// send sends a request and returns its answer, or the Error that is one. Closing
+// the answer's body is the caller's. The request's body has size bytes, with -1
+// as many as it tells itself.
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader, size int64, header http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://meshnode"+path, body)
 	if err != nil {
 		return nil, err
+	}
+	if size >= 0 {
+		req.ContentLength = size
 	}
 	for k, v := range header {
 		req.Header[k] = v
@@ -114,18 +118,29 @@ func clientError(ctx context.Context, err error) error {
 // request sends in as the request's document; nil is none.
 func (c *Client) request(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	if in == nil {
-		return c.roundTrip(ctx, method, path, nil, http.Header{})
+		return c.send(ctx, method, path, nil, -1, nil)
 	}
 	b, err := json.Marshal(in)
 	if err != nil {
 		return nil, err
 	}
-	return c.roundTrip(ctx, method, path, bytes.NewReader(b), http.Header{"Content-Type": {"application/json"}})
+	return c.send(ctx, method, path, bytes.NewReader(b), -1, http.Header{"Content-Type": {"application/json"}})
 }
 
 // do exchanges one document for another. in may be nil.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
 	resp, err := c.request(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return decodeAnswer(ctx, resp, out)
+}
+
+// upload sends a body of size bytes, or of unknown size with -1, and reads the
+// document that answers it.
+func (c *Client) upload(ctx context.Context, path string, body io.Reader, size int64, header http.Header, out any) error {
+	resp, err := c.send(ctx, http.MethodPost, path, body, size, header)
 	if err != nil {
 		return err
 	}
@@ -292,22 +307,8 @@ func (c *Client) RunWorkerIn(ctx context.Context, req RunRequest, module io.Read
 	if err != nil {
 		return d, err
 	}
-	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://meshnode/v1/workers", module)
-	if err != nil {
-		return d, err
-	}
-	hr.ContentLength = size
-	hr.Header.Set("Content-Type", "application/wasm")
-	hr.Header.Set(runHeader, string(run))
-	resp, err := c.http.Do(hr)
-	if err != nil {
-		return d, clientError(ctx, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return d, readError(resp)
-	}
-	return d, decodeAnswer(ctx, resp, &d)
+	header := http.Header{"Content-Type": {"application/wasm"}, runHeader: {string(run)}}
+	return d, c.upload(ctx, "/v1/workers", module, size, header, &d)
 }
 
 // Export writes all of a worker to w, as it is at one moment, and leaves it as
@@ -316,18 +317,11 @@ func (c *Client) Export(ctx context.Context, ref string, w io.Writer) error {
 	if err := checkRef("worker", ref); err != nil {
 		return err
 	}
-	hr, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://meshnode"+workerPath(ref, "/export"), nil)
+	resp, err := c.request(ctx, http.MethodGet, workerPath(ref, "/export"), nil)
 	if err != nil {
 		return err
 	}
-	resp, err := c.http.Do(hr)
-	if err != nil {
-		return clientError(ctx, err)
-	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return readError(resp)
-	}
 	if _, err = io.Copy(w, resp.Body); err != nil {
 		return clientError(ctx, err)
 	}
@@ -337,19 +331,7 @@ func (c *Client) Export(ctx context.Context, ref string, w io.Writer) error {
 // Import makes a worker of what Export has written, at the daemon's node. An
 // empty name is the name that the exported one had.
 func (c *Client) Import(ctx context.Context, name string, file io.Reader) (d Worker, err error) {
-	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://meshnode/v1/workers/import?name="+url.QueryEscape(name), file)
-	if err != nil {
-		return d, err
-	}
-	resp, err := c.http.Do(hr)
-	if err != nil {
-		return d, clientError(ctx, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return d, readError(resp)
-	}
-	return d, decodeAnswer(ctx, resp, &d)
+	return d, c.upload(ctx, "/v1/workers/import?name="+url.QueryEscape(name), file, -1, nil, &d)
 }
 
 // Worker describes one worker, asked at its home.
@@ -425,27 +407,31 @@ func (c *Client) Logs(ctx context.Context, ref string, follow bool, each func(Lo
 // Migrate moves a worker. It calls progress, which may be nil, for each report
 // and returns when the move is done or has failed.
 func (c *Client) Migrate(ctx context.Context, ref string, req MigrateRequest, progress func(Progress)) (Migration, error) {
-	var m Migration
 	if err := checkRef("worker", ref); err != nil {
-		return m, err
+		return Migration{}, err
 	}
-	err := c.stream(ctx, http.MethodPost, workerPath(ref, "/migrate"), req, false, func(kind string, doc []byte) (bool, error) {
+	return watch[Progress, Migration](ctx, c, workerPath(ref, "/migrate"), req, "Progress", progress, "Migration")
+}
+
+// watch asks for something that takes a while, calls progress, unless it is nil,
+// with each document of kind step in the answer, and returns the one of kind end.
+func watch[P, R any](ctx context.Context, c *Client, path string, in any, step string, progress func(P), end string) (r R, err error) {
+	err = c.stream(ctx, http.MethodPost, path, in, false, func(kind string, doc []byte) (bool, error) {
 		switch kind {
-		case "Progress":
-			var p Progress
+		case step:
+			var p P
 			if err := json.Unmarshal(doc, &p); err != nil {
 				return false, err
 			}
 			if progress != nil {
 				progress(p)
 			}
-			return false, nil
-		case "Migration":
-			return true, json.Unmarshal(doc, &m)
+		case end:
+			return true, json.Unmarshal(doc, &r)
 		}
-		return false, nil // a kind from a newer daemon
+		return false, nil // on with it, and past a kind from a newer daemon
 	})
-	return m, err
+	return r, err
 }
 
 // Call sends a worker one message and returns its reply. A Reply with Err set

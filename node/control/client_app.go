@@ -20,21 +20,7 @@ func (c *Client) PutModule(ctx context.Context, module io.Reader, size int64) (d
 	if size > MaxModuleBytes {
 		return d, tooLarge("module", size, MaxModuleBytes)
 	}
-	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://meshnode/v1/modules", module)
-	if err != nil {
-		return d, err
-	}
-	hr.ContentLength = size
-	hr.Header.Set("Content-Type", "application/wasm")
-	resp, err := c.http.Do(hr)
-	if err != nil {
-		return d, clientError(ctx, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return d, readError(resp)
-	}
-	return d, decodeAnswer(ctx, resp, &d)
+	return d, c.upload(ctx, "/v1/modules", module, size, http.Header{"Content-Type": {"application/wasm"}}, &d)
 }
 
 // Apply lets an app run as its manifest says.
@@ -97,23 +83,7 @@ func (c *Client) Drain(ctx context.Context, node string, req DrainRequest, progr
 	if err := checkRef("node", node); err != nil {
 		return d, err
 	}
-	err = c.stream(ctx, http.MethodPost, nodePath(node, "/drain"), req, false, func(kind string, doc []byte) (bool, error) {
-		switch kind {
-		case "DrainProgress":
-			var p DrainProgress
-			if err := json.Unmarshal(doc, &p); err != nil {
-				return false, err
-			}
-			if progress != nil {
-				progress(p)
-			}
-			return false, nil
-		case "DrainResult":
-			return true, json.Unmarshal(doc, &d)
-		}
-		return false, nil // a kind from a newer daemon
-	})
-	return d, err
+	return watch[DrainProgress, DrainResult](ctx, c, nodePath(node, "/drain"), req, "DrainProgress", progress, "DrainResult")
 }
 
 // Events calls each with a node's placement events, oldest first; with follow,

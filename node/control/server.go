@@ -527,7 +527,7 @@ func (s *Server) runWorker(r *http.Request, done func()) (d Worker, err error) {
 		if r.ContentLength > MaxModuleBytes {
 			return d, tooLarge("module", r.ContentLength, MaxModuleBytes)
 		}
-		module := &limitedBody{what: "module", r: r.Body, max: MaxModuleBytes, left: MaxModuleBytes, done: done}
+		module := limitBody("module", r.Body, MaxModuleBytes, done)
 		return s.backend.RunWorker(r.Context(), req, module, nil)
 	}
 	switch {
@@ -539,8 +539,7 @@ func (s *Server) runWorker(r *http.Request, done func()) (d Worker, err error) {
 	if req.ModuleBytes <= 0 || req.ModuleBytes > MaxModuleBytes {
 		return d, &Error{Code: CodeInvalid, Message: fmt.Sprintf("moduleBytes is %d, want 1 to %d", req.ModuleBytes, MaxModuleBytes)}
 	}
-	max := MaxArchiveBytes(req.FilesLimit)
-	files := &limitedBody{what: "archive of the directories", r: r.Body, max: max, left: max, done: done}
+	files := limitBody("archive of the directories", r.Body, MaxArchiveBytes(req.FilesLimit), done)
 	return s.backend.RunWorker(r.Context(), req, io.LimitReader(r.Body, req.ModuleBytes), files)
 }
 
@@ -551,6 +550,10 @@ type limitedBody struct {
 	max  int64
 	left int64
 	done func() // called at the end of r
+}
+
+func limitBody(what string, r io.Reader, max int64, done func()) *limitedBody {
+	return &limitedBody{what: what, r: r, max: max, left: max, done: done}
 }
 
 func (b *limitedBody) Read(p []byte) (int, error) {

@@ -39,7 +39,7 @@ func (s *Server) postModule(w http.ResponseWriter, r *http.Request) error {
 		drain(r.Body, MaxModuleBytes)
 		return tooLarge("module", r.ContentLength, MaxModuleBytes)
 	}
-	body := &limitedBody{r: r.Body, left: MaxModuleBytes, done: func() { _ = rc.SetReadDeadline(time.Time{}) }}
+	body := limitBody("module", r.Body, MaxModuleBytes, func() { _ = rc.SetReadDeadline(time.Time{}) })
 	d, err := s.backend.PutModule(r.Context(), body)
 	if err != nil {
 		drain(r.Body, MaxModuleBytes)

@@ -180,6 +180,10 @@ func TestModuleLimit(t *testing.T) {
 	if e := wantCode(t, err, control.CodeTooLarge); e.Message != "module is over the limit of 64 MiB" {
 		t.Errorf("got %q", e.Message)
 	}
+	_, err = c.PutModule(t.Context(), &repeat{control.MaxModuleBytes + 1}, -1)
+	if e := wantCode(t, err, control.CodeTooLarge); e.Message != "module is over the limit of 64 MiB" {
+		t.Errorf("put: got %q", e.Message)
+	}
 	_, err = c.RunWorker(t.Context(), control.RunRequest{Name: "told"}, &repeat{70 << 20}, 70<<20)
 	if e := wantCode(t, err, control.CodeTooLarge); e.Message != "module is 70 MiB, the limit is 64 MiB" {
 		t.Errorf("got %q", e.Message)
