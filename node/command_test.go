@@ -35,24 +35,6 @@ func program(t testing.TB, name string) string {
 	return out
 }
 
-func runProgram(t testing.TB, n *testNode, path string, req control.RunRequest) control.Worker {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := n.client.RunWorker(t.Context(), req, f, st.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return w
-}
-
 // A listener follows what a worker writes wherever it is.
 type listener struct {
 	mu    sync.Mutex
@@ -107,7 +89,7 @@ func waitState(t testing.TB, n *testNode, worker, state string) control.Worker {
 func TestCommandMovesComputing(t *testing.T) {
 	nodes := startNodes(t, 2)
 	path := program(t, "until")
-	runProgram(t, nodes[0], path, control.RunRequest{Name: "moved"})
+	nodes[0].run(t, path, control.RunRequest{Name: "moved"})
 	moved := listen(t, nodes[0], "moved")
 	for i, strategy := range []string{control.StrategyHybrid, control.StrategyPostCopy, control.StrategyStopAndCopy, control.StrategyPreCopy} {
 		m, err := nodes[0].client.Migrate(t.Context(), "moved", control.MigrateRequest{To: nodes[(i+1)%2].name(), Strategy: strategy}, nil)
@@ -127,7 +109,7 @@ func TestCommandMovesComputing(t *testing.T) {
 		t.Fatalf("it said %q", got)
 	}
 
-	w := runProgram(t, nodes[0], path, control.RunRequest{Name: "unmoved", Args: []string{rounds}})
+	w := nodes[0].run(t, path, control.RunRequest{Name: "unmoved", Args: []string{rounds}})
 	if w.Suspend != control.SuspendAnywhere {
 		t.Errorf("suspend %q", w.Suspend)
 	}
@@ -142,7 +124,7 @@ func TestCommandMovesComputing(t *testing.T) {
 // A program that waits for input is moved while it waits, then fed.
 func TestCommandMovesWaiting(t *testing.T) {
 	nodes := startNodes(t, 2)
-	runProgram(t, nodes[0], program(t, "waiter"), control.RunRequest{Name: "waiter"})
+	nodes[0].run(t, program(t, "waiter"), control.RunRequest{Name: "waiter"})
 	out := listen(t, nodes[0], "waiter")
 	send := func(n int, text string) {
 		t.Helper()
@@ -190,7 +172,7 @@ func TestCommandMovesWaiting(t *testing.T) {
 // read twice, whatever moves.
 func TestCommandInputWaits(t *testing.T) {
 	nodes := startNodes(t, 2)
-	runProgram(t, nodes[0], program(t, "waiter"), control.RunRequest{Name: "waiter"})
+	nodes[0].run(t, program(t, "waiter"), control.RunRequest{Name: "waiter"})
 	out := listen(t, nodes[0], "waiter")
 	if _, err := nodes[0].client.Pause(t.Context(), "waiter"); err != nil {
 		t.Fatal(err)
@@ -246,7 +228,7 @@ func TestCommandInputWaits(t *testing.T) {
 func TestCommandModes(t *testing.T) {
 	nodes := startNodes(t, 2)
 	path := program(t, "waiter")
-	runProgram(t, nodes[0], path, control.RunRequest{Name: "stays", Suspend: control.SuspendNever})
+	nodes[0].run(t, path, control.RunRequest{Name: "stays", Suspend: control.SuspendNever})
 	_, err := nodes[0].client.Migrate(t.Context(), "stays", control.MigrateRequest{To: nodes[1].name()}, nil)
 	var ce *control.Error
 	if !errors.As(err, &ce) || ce.Code != control.CodeConflict {
