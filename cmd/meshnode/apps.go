@@ -15,11 +15,9 @@ const appArg = "NAME, an app's name"
 
 func (a *app) appApplyCommand() *cobra.Command {
 	var (
-		users     []string
-		rate      = 10.0
-		eventTime = durationValue{}
-		replace   bool
-		timeout   = durationValue{d: 2 * applyTimeout}
+		demand  = appDemand{rate: 10}
+		replace bool
+		timeout = durationValue{d: 2 * applyTimeout}
 	)
 	cmd := a.outputFlag(&cobra.Command{
 		Use:   "apply FILE",
@@ -38,12 +36,7 @@ Where no node fits a worker that is missing nothing is done, and the reasons are
 given. Module, arguments, environment and memory limit of a running worker
 cannot change. Workers beyond the number in the manifest are left alone, and so
 are those whose node is gone, unless --replace says that it will not come back.`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if err := a.args("FILE, an app's manifest")(cmd, args); err != nil {
-				return err
-			}
-			return checkRate(rate)
-		},
+		Args:              demand.args(a),
 		ValidArgsFunction: manifestFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, text, err := a.readManifest(args[0])
@@ -54,10 +47,7 @@ are those whose node is gone, unless --replace says that it will not come back.`
 			defer cancel()
 			c := a.client()
 			defer c.Close()
-			req := control.ApplyRequest{PlanRequest: control.PlanRequest{
-				File: args[0], Manifest: string(text), Users: users, RatePerSecond: rate, EventMs: control.Millis(eventTime.d),
-			}}
-			req.Replace = replace
+			req := control.ApplyRequest{PlanRequest: demand.request(args[0], text), Replace: replace}
 			if m.Module.Path != "" {
 				file, err := a.openModule(modulePath(args[0], m))
 				if err != nil {
@@ -89,27 +79,16 @@ are those whose node is gone, unless --replace says that it will not come back.`
 			return err
 		},
 	})
+	demand.flags(a, cmd)
 	f := cmd.Flags()
-	f.StringArrayVar(&users, "users", nil, "a node at which users of new workers will enter (repeatable) (default: this one)")
-	f.Float64Var(&rate, "rate", rate, "how many events a second they will send to each new worker")
-	f.Var(&eventTime, "event-time", "how long the handler takes for one on this node (default: not known)")
 	f.BoolVar(&replace, "replace", false, "start workers anew whose node is gone for good: if it still runs them, cut off, there will be two")
 	f.Var(&timeout, "timeout", "how long to wait until the workers run")
-	_ = cmd.RegisterFlagCompletionFunc("users", a.completeNodeFlag)
 	return cmd
 }
 
 // applyTimeout is what starting workers may take: modules may have to travel
 // and to be compiled.
 const applyTimeout = 4 * requestTimeout
-
-// checkRate refuses a rate that makes no sense.
-func checkRate(rate float64) error {
-	if !(rate >= 0 && rate <= 1e6) {
-		return usagef("--rate: %v is out of range; it goes from 0 to 1000000", rate)
-	}
-	return nil
-}
 
 func (a *app) appListCommand() *cobra.Command {
 	return a.outputFlag(&cobra.Command{

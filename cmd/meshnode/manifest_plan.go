@@ -14,11 +14,9 @@ import (
 
 func (a *app) appPlanCommand() *cobra.Command {
 	var (
-		users     []string
-		rate      = 10.0
-		eventTime = durationValue{}
-		all       bool
-		exitCode  bool
+		demand   = appDemand{rate: 10}
+		all      bool
+		exitCode bool
 	)
 	cmd := a.outputFlag(&cobra.Command{
 		Use:   "plan FILE",
@@ -33,21 +31,14 @@ changed.
 A worker of the app that runs already is one of the app's name, or, of several,
 the name and a number: physics-1. With --exit-code the exit code is 3 when
 something would start, move or find no place, or break an objective.`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if err := a.args("FILE, an app's manifest")(cmd, args); err != nil {
-				return err
-			}
-			return checkRate(rate)
-		},
+		Args:              demand.args(a),
 		ValidArgsFunction: manifestFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, text, err := a.readManifest(args[0])
 			if err != nil {
 				return err
 			}
-			req := control.PlanRequest{
-				File: args[0], Manifest: string(text), Users: users, RatePerSecond: rate, EventMs: control.Millis(eventTime.d),
-			}
+			req := demand.request(args[0], text)
 			if m.Module.Path != "" {
 				if st, err := os.Stat(modulePath(args[0], m)); err == nil {
 					req.ModuleBytes = st.Size()
@@ -72,14 +63,46 @@ something would start, move or find no place, or break an objective.`,
 			return nil
 		},
 	})
+	demand.flags(a, cmd)
 	f := cmd.Flags()
-	f.StringArrayVar(&users, "users", nil, "a node at which users would enter (repeatable) (default: this one)")
-	f.Float64Var(&rate, "rate", rate, "how many events a second they would send to each worker")
-	f.Var(&eventTime, "event-time", "how long the handler takes for one on this node (default: not known)")
 	f.BoolVar(&all, "all", false, "show all nodes and figures, not only the first few")
 	f.BoolVar(&exitCode, "exit-code", false, "exit with 3 when something is to be done or an objective broken")
-	_ = cmd.RegisterFlagCompletionFunc("users", a.completeNodeFlag)
 	return cmd
+}
+
+// An appDemand is what is expected of the users of an app's new workers.
+type appDemand struct {
+	users     []string
+	rate      float64 // events a second, to each worker
+	eventTime durationValue
+}
+
+func (d *appDemand) flags(a *app, cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringArrayVar(&d.users, "users", nil, "a node at which users of new workers will enter (repeatable) (default: this one)")
+	f.Float64Var(&d.rate, "rate", d.rate, "how many events a second they will send to each new worker")
+	f.Var(&d.eventTime, "event-time", "how long the handler takes for one on this node (default: not known)")
+	_ = cmd.RegisterFlagCompletionFunc("users", a.completeNodeFlag)
+}
+
+// args wants a manifest's file, and a rate that makes sense.
+func (d *appDemand) args(a *app) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := a.args("FILE, an app's manifest")(cmd, args); err != nil {
+			return err
+		}
+		if !(d.rate >= 0 && d.rate <= 1e6) {
+			return usagef("--rate: %v is out of range; it goes from 0 to 1000000", d.rate)
+		}
+		return nil
+	}
+}
+
+// request asks about the manifest in file, whose content is text.
+func (d *appDemand) request(file string, text []byte) control.PlanRequest {
+	return control.PlanRequest{
+		File: file, Manifest: string(text), Users: d.users, RatePerSecond: d.rate, EventMs: control.Millis(d.eventTime.d),
+	}
 }
 
 // fewNodes is how many nodes a table shows unless asked for all.
