@@ -21,7 +21,7 @@ func zoned(zone, more string) string {
 kind: App
 name: counter
 module: {path: counter.wasm}
-limits: {memory: 64MiB}
+limits: {memory: 64MiB, queue: {messages: 7}}
 migration: {holdFor: 0s, minDwell: 0s` + more + `}
 placement: {require: {labels: [{key: zone, in: [` + zone + `]}]}}
 `
@@ -122,6 +122,13 @@ func TestApp(t *testing.T) {
 	if got := a.call(t, "counter", "get"); got != "5" {
 		t.Errorf("got %s, want 5", got)
 	}
+	in := c.worker(d.Workers[0].ID).inbox
+	in.mu.Lock()
+	limits := in.limits
+	in.mu.Unlock()
+	if limits.messages != 7 {
+		t.Errorf("%d messages may wait, want 7", limits.messages)
+	}
 	var moves []control.PlacementEvent
 	waitFor(t, "the move's event", func() bool { moves = b.eventsOf(t, control.EventMove); return len(moves) > 0 })
 	if e := moves[0]; e.Reason != "predicate" || e.From != b.name() || e.To != c.name() || e.Outcome != control.OutcomeDone ||
@@ -144,7 +151,11 @@ func TestApp(t *testing.T) {
 	if err != nil || e.Decision.Reason != "pinned" || e.App != "counter" || len(e.Notes) != 0 {
 		t.Errorf("explained: %+v, %v", e, err)
 	}
-	if w := c.worker(ap.Workers[0].ID); w == nil || w.place.last.Action == placement.Move {
+	place := &c.worker(ap.Workers[0].ID).place
+	place.mu.Lock()
+	last := place.last
+	place.mu.Unlock()
+	if last.Action == placement.Move {
 		t.Error("it did not stay")
 	}
 	if w, err := a.client.Unpin(ctx, "counter"); err != nil || w.Pinned {

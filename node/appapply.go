@@ -401,7 +401,7 @@ func (b backend) StartWorker(ctx context.Context, req control.StartRequest) (con
 			return control.Worker{}, fmt.Errorf("fetch the module from node %s: %w", n.nameOf(holder), err)
 		}
 	}
-	w, err := n.create(ctx, s, "", func(w *worker) { w.place.set(app, a.Manifest) })
+	w, err := n.create(ctx, s, "", func(w *worker) { w.govern(app, a.Manifest) })
 	if err != nil {
 		return control.Worker{}, startError(err)
 	}
@@ -505,7 +505,7 @@ func (b backend) SetApp(ctx context.Context, ref string, req control.AppRequest)
 			return err
 		}
 		return w.command(ctx, func() error {
-			w.place.set(app, text)
+			w.govern(app, text)
 			return nil
 		})
 	})

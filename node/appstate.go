@@ -195,7 +195,22 @@ func (m *moveIn) carried(w *worker, a appState) error {
 		}
 	}
 	w.place.arrived(a, app, time.Now(), m.from, m.n.id)
+	w.keepQueue(app)
 	return nil
+}
+
+// govern lets the worker go by a manifest from now on; text is its effective
+// form.
+func (w *worker) govern(app *manifest.App, text []byte) {
+	w.place.set(app, text)
+	w.keepQueue(app)
+}
+
+// keepQueue bounds what waits for the worker as its manifest says, if it has one.
+func (w *worker) keepQueue(app *manifest.App) {
+	if app != nil {
+		w.inbox.limit(queueLimits{messages: app.Limits.Queue.Messages, bytes: int(app.Limits.Queue.Bytes)})
+	}
 }
 
 // appName is the app of the worker that moves; empty without one, and where

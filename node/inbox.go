@@ -22,10 +22,12 @@ const (
 	// senderWindow is how many messages a sender may have sent without having
 	// the reply. Both ends hold to it.
 	senderWindow = 64
-	// inboxBytes is how many bytes of messages may wait for a worker. Senders
-	// that were told to hold go on when half of it is free: what a sender writes
-	// for too little room travels in vain.
-	inboxBytes = 16 << 20
+	// inboxBytes is how many bytes of messages may wait for a worker, unless its
+	// manifest says otherwise; inboxMessages how many messages. Senders that were
+	// told to hold go on when half of it is free: what a sender writes for too
+	// little room travels in vain.
+	inboxBytes    = 16 << 20
+	inboxMessages = 1 << 16
 	// maxSenders is how many senders a worker remembers.
 	maxSenders = 4096
 	// senderIdle is how long a sender that is not connected is remembered. A
@@ -97,6 +99,7 @@ type inbox struct {
 	senders map[senderID]*sender
 	queue   []*message // in order of arrival
 	bytes   int        // payload bytes in queue
+	limits  queueLimits
 	// gated holds replies back: the worker runs, but what it did is not yet on
 	// disk (output commit; Strom and Yemini 1985).
 	gated bool
@@ -107,11 +110,24 @@ type inbox struct {
 	ready chan struct{} // one token: the queue is not empty
 }
 
+// queueLimits bound what waits for a worker. One message may always wait,
+// however large it is.
+type queueLimits struct{ messages, bytes int }
+
 func newInbox() *inbox {
 	return &inbox{
+		limits:  queueLimits{messages: inboxMessages, bytes: inboxBytes},
 		senders: make(map[senderID]*sender),
 		ready:   make(chan struct{}, 1),
 	}
+}
+
+// limit sets what may wait. What waits already stays.
+func (in *inbox) limit(l queueLimits) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.limits = l
+	in.roomLocked()
 }
 
 // attach opens an outlet for a sender. base is the lowest number whose reply
@@ -177,7 +193,7 @@ func (in *inbox) push(o *outlet, seq uint64, call bool, payload []byte, acked ui
 		return nil
 	case seq != s.accepted+1:
 		return fmt.Errorf("%w: %d after %d", errGap, seq, s.accepted)
-	case s.fullLocked() || in.bytes > 0 && in.bytes+len(payload) > inboxBytes:
+	case s.fullLocked() || len(in.queue) >= in.limits.messages || len(in.queue) > 0 && in.bytes+len(payload) > in.limits.bytes:
 		return in.holdLocked(o)
 	}
 	o.rewinding = false
@@ -219,7 +235,7 @@ func (in *inbox) unholdLocked(o *outlet) {
 // that the worker has handled, so that they do not all write for the same room,
 // and all when nothing waits, since then there may be no next time.
 func (in *inbox) roomLocked() {
-	if in.bytes > inboxBytes/2 {
+	if in.bytes > in.limits.bytes/2 || len(in.queue) > in.limits.messages/2 {
 		return
 	}
 	all := len(in.queue) == 0

@@ -34,6 +34,11 @@ func TestInboxOnceAndInOrder(t *testing.T) {
 		seed := uint64(round)
 		rng := rand.New(rand.NewPCG(seed, 1))
 		in := newInbox()
+		limits := in.limits
+		if rng.IntN(2) == 0 {
+			limits = queueLimits{messages: 1 + rng.IntN(4), bytes: MaxPayload}
+		}
+		in.limit(limits)
 		processed := make(map[senderID][]uint64)
 		clients := make([]*testClient, 3)
 		large := make([]byte, rng.IntN(2)*MaxPayload) // so that the inbox fills, or nothing
@@ -70,6 +75,7 @@ func TestInboxOnceAndInOrder(t *testing.T) {
 					cursors := in.cursors()
 					in.close(deliverFrame{Moved: &deliverMoved{}})
 					in = newInbox()
+					in.limit(limits)
 					if err := in.restore(cursors, now); err != nil {
 						t.Fatal(err)
 					}
@@ -150,8 +156,8 @@ func (c *testClient) deliver(t *testing.T, in *inbox, payload []byte) {
 		if err := in.push(c.outlet, m.seq, true, payload, m.acked); err != nil {
 			t.Fatal(err)
 		}
-		if in.bytes > inboxBytes {
-			t.Fatalf("%d bytes wait", in.bytes)
+		if in.bytes > in.limits.bytes || len(in.queue) > in.limits.messages {
+			t.Fatalf("%d bytes in %d messages wait", in.bytes, len(in.queue))
 		}
 	}
 	c.wire = nil
@@ -242,6 +248,57 @@ func TestInboxBackPressure(t *testing.T) {
 	push(senderWindow + 1)
 	if err := in.push(o, senderWindow+9, false, nil, 1); !errors.Is(err, errGap) {
 		t.Fatalf("a gap gave %v", err)
+	}
+}
+
+func TestInboxLimits(t *testing.T) {
+	in := newInbox()
+	in.limit(queueLimits{messages: 2, bytes: 100})
+	o, _, err := in.attach(senderID{1}, 1, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	push := func(seq uint64, size int) {
+		t.Helper()
+		if err := in.push(o, seq, false, make([]byte, size), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held := func(why string) {
+		t.Helper()
+		if f := <-o.out; f.Hold == nil {
+			t.Fatalf("%s: the inbox said %+v", why, f)
+		}
+	}
+	handle := func() {
+		t.Helper()
+		m := in.pop()
+		if m == nil {
+			t.Fatal("nothing waits")
+		}
+		in.done(m, reply{})
+		if f := <-o.out; f.Reply == nil {
+			t.Fatalf("got %+v instead of a reply", f)
+		}
+	}
+	push(1, 500) // alone, however large
+	push(2, 1)
+	held("over the bytes")
+	handle()
+	if f := <-o.out; f.Go != 2 {
+		t.Fatalf("after room was made the inbox said %+v", f)
+	}
+	push(2, 1)
+	push(3, 1)
+	push(4, 1)
+	held("over the messages")
+	in.limit(queueLimits{messages: 8, bytes: 100})
+	if f := <-o.out; f.Go != 4 {
+		t.Fatalf("after the manifest allowed more the inbox said %+v", f)
+	}
+	push(4, 1)
+	for range 3 {
+		handle()
 	}
 }
 
