@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -187,6 +189,28 @@ func TestApp(t *testing.T) {
 	if _, err := a.client.App(ctx, "counter"); !errors.As(err, &ce) || ce.Code != control.CodeNotFound {
 		t.Errorf("an app that is gone: %v", err)
 	}
+}
+
+// A worker that takes more processor time than its manifest gives it is held
+// back, and handles its events all the same.
+func TestAppCPU(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells what processor time another process took")
+	}
+	n := startNodes(t, 1)[0]
+	n.label(t, "zone", "berlin")
+	if _, err := n.apply(t, strings.Replace(zoned("berlin", ""), "64MiB", "64MiB, cpu: 0.01", 1)); err != nil {
+		t.Fatal(err)
+	}
+	calls := 0
+	waitFor(t, "it to be held back", func() bool {
+		calls++
+		if got := n.call(t, "counter", "add 1"); got != strconv.Itoa(calls) {
+			t.Fatalf("call %d: %s", calls, got)
+		}
+		w, err := n.client.Worker(t.Context(), "counter")
+		return err == nil && w.HeldMs > 0
+	})
 }
 
 // TestDrain drains a node with a worker of an app, one without, and a pinned

@@ -195,7 +195,7 @@ func (m *moveIn) carried(w *worker, a appState) error {
 		}
 	}
 	w.place.arrived(a, app, time.Now(), m.from, m.n.id)
-	w.keepQueue(app)
+	w.keepLimits(app)
 	return nil
 }
 
@@ -203,14 +203,16 @@ func (m *moveIn) carried(w *worker, a appState) error {
 // form.
 func (w *worker) govern(app *manifest.App, text []byte) {
 	w.place.set(app, text)
-	w.keepQueue(app)
+	w.keepLimits(app)
 }
 
-// keepQueue bounds what waits for the worker as its manifest says, if it has one.
-func (w *worker) keepQueue(app *manifest.App) {
-	if app != nil {
-		w.inbox.limit(queueLimits{messages: app.Limits.Queue.Messages, bytes: int(app.Limits.Queue.Bytes)})
+// keepLimits bounds the worker as its manifest says, if it has one.
+func (w *worker) keepLimits(app *manifest.App) {
+	if app == nil {
+		return
 	}
+	w.inbox.limit(queueLimits{messages: app.Limits.Queue.Messages, bytes: int(app.Limits.Queue.Bytes)})
+	w.runner.SetCPU(app.Limits.CPU)
 }
 
 // appName is the app of the worker that moves; empty without one, and where

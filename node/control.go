@@ -452,6 +452,9 @@ func (b backend) Worker(_ context.Context, ref string) (control.Worker, error) {
 func (n *Node) describeUse(w *worker, c *control.Worker) {
 	s := w.times.summary(time.Now())
 	c.EventMsP50, c.EventMsP99 = control.Millis(s.p50), control.Millis(s.p99)
+	if w.runner != nil {
+		c.HeldMs = control.Millis(w.runner.Held())
+	}
 	for id, u := range s.users {
 		c.Users = append(c.Users, control.WorkerUsers{
 			Node: string(id), NodeName: n.nameOf(id), RatePerSecond: u.rate,

@@ -261,12 +261,19 @@ func (w *worker) timer(ctx context.Context) error {
 	return err
 }
 
+// eventLimit is how long an event may take: as much longer as the worker's
+// manifest gives it less than a processor.
+func (w *worker) eventLimit() time.Duration {
+	app, _, _, _ := w.place.get()
+	return time.Duration(float64(w.node.cfg.EventTimeout) / min(app.Limits.CPU, 1))
+}
+
 // handle runs one event and takes what it did: an event that traps has done
 // nothing.
 func (w *worker) handle(ctx context.Context, ev runner.Event) (runner.Effects, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	limit := w.node.cfg.EventTimeout
+	limit := w.eventLimit()
 	var overdue *time.Timer
 	overdue = time.AfterFunc(limit, func() {
 		if w.isDraining() {

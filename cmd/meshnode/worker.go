@@ -304,6 +304,9 @@ func workerTable(out io.Writer, w control.Worker) {
 		events += fmt.Sprintf(", of the last minute p50 %s, p99 %s", millis(w.EventMsP50), millis(w.EventMsP99))
 	}
 	field(out, "events", events)
+	if w.HeldMs > 0 {
+		field(out, "held back", millis(w.HeldMs)+" by limits.cpu, here")
+	}
 	for _, u := range w.Users {
 		access := ""
 		if u.AccessMsP50 > 0 {

@@ -437,6 +437,9 @@ type Worker struct {
 	Users      []WorkerUsers `json:"users,omitempty"`
 	EventMsP50 float64       `json:"eventMsP50,omitempty"`
 	EventMsP99 float64       `json:"eventMsP99,omitempty"`
+	// HeldMs is how long it was held back, where it runs now, because its
+	// manifest's limits.cpu gives it no more. Only where one worker is asked for.
+	HeldMs float64 `json:"heldMs,omitempty"`
 }
 
 // WorkerUsers are the clients of a worker that enter the mesh at one node.

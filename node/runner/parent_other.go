@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	"meshnode/node/wasi"
 )
@@ -55,6 +56,8 @@ func (r *Runner) Blocks(context.Context, []wasi.Hash) ([][]byte, error) { return
 func (r *Runner) PutBlocks(context.Context, [][]byte) error             { return ErrUnsupported }
 func (r *Runner) Missing(context.Context) ([]wasi.Hash, int, error)     { return nil, 0, ErrUnsupported }
 func (r *Runner) GiveUp(context.Context, []wasi.Hash) error             { return ErrUnsupported }
+func (r *Runner) SetCPU(float64)                                        {}
+func (r *Runner) Held() time.Duration                                   { return 0 }
 func (r *Runner) Kill()                                                 {}
 func (r *Runner) Done() <-chan struct{}                                 { return r.done }
 func (r *Runner) Err() error                                            { return ErrUnsupported }

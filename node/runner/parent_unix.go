@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,8 @@ type Runner struct {
 	files bool // it may have files
 
 	done chan struct{} // closed when the process is gone and exit is set
+
+	share share
 
 	mu sync.Mutex
 	// cause is why the runner was made to stop, if it was; the first one wins.
@@ -178,6 +181,7 @@ func (r *Runner) spawn(exe string) error {
 	r.link = newLink(ours, parentKeep)
 	r.chime = chime
 	r.region.PID = cmd.Process.Pid
+	r.share.p, r.share.done = cmd.Process, r.done
 	go r.wait()
 	return nil
 }
@@ -290,6 +294,9 @@ func (r *Runner) request(ctx context.Context, typ byte, body any, want byte, ans
 		return err
 	}
 
+	if typ != msgEvent {
+		defer r.share.hurry()()
+	}
 	leave := context.AfterFunc(ctx, func() { r.stop(contextExit(ctx)) })
 	err := r.exchange(typ, body, want, answer)
 	if !leave() {
@@ -483,6 +490,14 @@ func (r *Runner) Features() uint64 { return r.info.Features }
 
 // Sandboxed is false where system calls of the child could not be restricted.
 func (r *Runner) Sandboxed() bool { return r.info.Sandbox }
+
+// SetCPU bounds the processor time that the worker takes from now on, in cores;
+// from 1 on it may take all it can use. What is over waits: an event takes as
+// much longer, while the other requests are answered at once. Only Linux can.
+func (r *Runner) SetCPU(cores float64) { r.share.set(cores) }
+
+// Held returns how long the worker has been held back for that.
+func (r *Runner) Held() time.Duration { return r.share.total() }
 
 // Kill ends the worker at once, in the middle of an event too. It does not wait;
 // Done does.
