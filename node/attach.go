@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -60,6 +61,63 @@ func (a *attachment) access() time.Duration {
 type attachments struct {
 	mu sync.Mutex
 	of map[*attachment]bool
+	// ids are each client's sessions that homes may still remember: what one
+	// client makes them remember is bounded, so that others find room.
+	ids map[mesh.NodeID]map[senderID]*attachedID
+}
+
+// An attachedID is one session's id: how many streams it has here, and when the
+// last of them ended.
+type attachedID struct {
+	streams int
+	left    time.Time
+}
+
+// maxAttached is how many sessions one client may have at one access node, and
+// have left there without a word in the last senderIdle.
+const maxAttached = 256
+
+// admit takes a session's id in, or refuses it because its client has too many.
+// The caller calls leave when it ends.
+func (as *attachments) admit(client mesh.NodeID, id senderID, now time.Time) error {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.ids == nil {
+		as.ids = make(map[mesh.NodeID]map[senderID]*attachedID)
+	}
+	for _, ids := range as.ids { // few clients, each with few ids
+		maps.DeleteFunc(ids, func(_ senderID, a *attachedID) bool { return a.streams <= 0 && now.Sub(a.left) > senderIdle })
+	}
+	maps.DeleteFunc(as.ids, func(_ mesh.NodeID, ids map[senderID]*attachedID) bool { return len(ids) == 0 })
+	ids := as.ids[client]
+	if ids == nil {
+		ids = make(map[senderID]*attachedID)
+		as.ids[client] = ids
+	}
+	a := ids[id]
+	if a == nil {
+		if len(ids) >= maxAttached {
+			return fmt.Errorf("the client has %d sessions here, or had them within %v and did not close them: close some, or wait", len(ids), senderIdle)
+		}
+		a = &attachedID{}
+		ids[id] = a
+	}
+	a.streams++
+	return nil
+}
+
+// leave says that a stream of an admitted session has ended; with bye the
+// session has.
+func (as *attachments) leave(client mesh.NodeID, id senderID, bye bool, now time.Time) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	a := as.ids[client][id]
+	if a == nil {
+		return // another stream of it said good-bye
+	}
+	if a.streams, a.left = a.streams-1, now; bye {
+		delete(as.ids[client], id)
+	}
 }
 
 func (as *attachments) add(a *attachment) {
@@ -94,8 +152,16 @@ func (n *Node) serveAttach(ctx context.Context, st *mesh.Stream) {
 		n.log.Debug("attach stream without a hello", "client", st.Peer(), "error", err)
 		return
 	}
+	id, bye := f.Hello.Sender, false
+	if err := n.attached.admit(st.Peer(), id, time.Now()); err != nil {
+		n.log.Warn("client refused", "client", st.Peer(), "error", err)
+		n.say(st, deliverFrame{Refused: &deliverRefused{Reason: err.Error()}})
+		return
+	}
+	defer func() { n.attached.leave(st.Peer(), id, bye, time.Now()) }()
 	s, last := n.newRelay(f.Hello)
 	if last != nil {
+		bye = true // no home knows it
 		n.say(st, *last)
 		return
 	}
@@ -120,7 +186,8 @@ func (n *Node) serveAttach(ctx context.Context, st *mesh.Stream) {
 		n.watchAccess(ctx, at)
 	}()
 	stop := context.AfterFunc(ctx, func() { interrupt(st) })
-	bye, err := relayMessages(st, s)
+	var err error
+	bye, err = relayMessages(st, s)
 	cancel()
 	<-written
 	<-watched

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -281,5 +282,40 @@ func TestRelayRules(t *testing.T) {
 	}
 	if err := message(4+senderWindow, 1); err == nil {
 		t.Error("more than a window was taken")
+	}
+}
+
+// One client cannot fill what homes remember of senders, and others, and its own
+// sessions, are not held up by its trying.
+func TestAttachedBounds(t *testing.T) {
+	var as attachments
+	now := time.Now()
+	id := func(i int) (id senderID) {
+		binary.BigEndian.PutUint64(id[:], uint64(i))
+		return id
+	}
+	admit := func(client mesh.NodeID, i int, want bool) {
+		t.Helper()
+		if err := as.admit(client, id(i), now); (err == nil) != want {
+			t.Fatalf("session %d: %v", i, err)
+		}
+	}
+	for i := range maxAttached {
+		admit("greedy", i, true)
+		if i%2 == 0 {
+			as.leave("greedy", id(i), false, now)
+		}
+	}
+	admit("greedy", maxAttached, false)
+	admit("greedy", 0, true) // back again
+	as.leave("greedy", id(0), false, now)
+	admit("modest", maxAttached, true)
+	as.leave("greedy", id(1), true, now)
+	admit("greedy", maxAttached, true)
+	admit("greedy", maxAttached+1, false)
+	now = now.Add(senderIdle + 1)
+	admit("greedy", maxAttached+1, true)
+	if got := len(as.ids["greedy"]); got != maxAttached/2+1 {
+		t.Errorf("%d sessions, want those that are open, %d", got, maxAttached/2+1)
 	}
 }
