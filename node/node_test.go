@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -82,6 +84,23 @@ func app(t testing.TB, name string) string {
 	return filepath.Join(apps.dir, name+".wasm")
 }
 
+// runnerExe is the binary that runs workers: this one, or, under the race
+// detector, which has its own tests in package runner, one without. It makes
+// compiling a module ten times as slow.
+var runnerExe = sync.OnceValues(func() (string, error) {
+	info, _ := debug.ReadBuildInfo()
+	if !slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		return "", nil
+	}
+	exe := filepath.Join(cacheDir, "meshnode")
+	cmd := exec.Command("go", "build", "-o", exe, "meshnode/cmd/meshnode")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build meshnode: %w\n%s", err, out)
+	}
+	return exe, nil
+})
+
 // A testNode is a node that runs in this process.
 type testNode struct {
 	*Node
@@ -121,6 +140,10 @@ func startNode(t testing.TB, dir, name string, others []*testNode) *testNode {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})).With("node", name)
+	exe, err := runnerExe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	load := new(atomic.Int64)
 	var busy, all uint64
 	cfg := Config{
@@ -128,7 +151,7 @@ func startNode(t testing.TB, dir, name string, others []*testNode) *testNode {
 			busy, all = busy+uint64(load.Load()), all+100
 			return busy, all
 		},
-		StateDir: dir, CacheDir: cacheDir,
+		StateDir: dir, CacheDir: cacheDir, Exe: exe,
 		Listen: "127.0.0.1:0", Name: name, Tier: mesh.Edge, DrainTimeout: 5 * time.Second, Log: log,
 	}
 	if in, err := mesh.HasMembership(dir); err != nil {
