@@ -315,6 +315,11 @@ func (m *moveIn) ready(ctx context.Context) error {
 		m.files = newArrivingFiles(m.n, s.ID, m.from, r)
 		m.mu.Unlock()
 	}
+	// One that left a moment ago brings only what it has changed, if its pages
+	// are in the store by now: to put them there takes less time than the way.
+	if err := m.n.awaitKept(ctx, s.ID); err != nil {
+		return &prepareError{handover.CodeOther, err}
+	}
 	if m.offer.Strategy.Rounds() {
 		intake, err := m.newIntake(r)
 		if err != nil {

@@ -824,13 +824,19 @@ func (n *Node) left(m *moveOut, epoch uint64) {
 		ID: m.spec.ID, Name: m.spec.Name, Home: m.to, Epoch: epoch,
 		State: control.StateRunning, Module: m.spec.Module.String(), App: m.appName(),
 	}, n.id)
-	n.unlist(m.spec.ID, m.w)
+	keeping := make(chan struct{})
+	if m.w != nil {
+		n.mu.Lock()
+		n.keeping[m.spec.ID] = keeping
+		n.mu.Unlock()
+	}
+	n.unlist(m.spec.ID, m.w) // from here on it may come back
 	if m.w == nil {
 		return
 	}
 	m.w.movedTo(m.to, epoch)
 	n.tasks.Go(func() {
-		// Its pages stay, as far as there is room: it may come back.
+		// Its pages stay, as far as there is room, for a return.
 		table, err := m.pages.Keep(n.ctx, n.store)
 		if err == nil {
 			err = n.bases.Put(m.spec.ID, table)
@@ -840,7 +846,9 @@ func (n *Node) left(m *moveOut, epoch uint64) {
 		}
 		n.mu.Lock()
 		n.kept[m.spec.Module] = true
+		delete(n.keeping, m.spec.ID)
 		n.mu.Unlock()
+		close(keeping)
 		m.letGo()
 	})
 	m.w.remark("worker moved to node %s", m.toName)

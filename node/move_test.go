@@ -9,6 +9,7 @@ import (
 
 	"meshnode/node/control"
 	"meshnode/node/handover"
+	"meshnode/pager"
 )
 
 // A node that starts again within its process, to take part in another mesh,
@@ -56,6 +57,31 @@ func TestRestartDuringMove(t *testing.T) {
 	in.mu.Unlock()
 	if now := pagemaps(t); now > before {
 		t.Errorf("%d files of page tables are open, %d were", now, before)
+	}
+}
+
+// A worker that goes home at once brings what it has changed, and a byte for each
+// of its other pages: what it has left behind is in the store by then.
+func TestHomeAtOnce(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	if !a.support.Tracking() {
+		t.Skip("no rounds without write tracking: ", a.support.Reason)
+	}
+	a.run(t, app(t, "kvstore"), control.RunRequest{Name: "kv", MemoryLimit: 96 << 20})
+	a.call(t, "kv", "init 32MiB")
+	a.call(t, "kv", "fill")
+	want := a.call(t, "kv", "digest")
+	known(t, "kv", b)
+	a.migrate(t, "kv", b, control.StrategyHybrid)
+	m := b.migrate(t, "kv", a, control.StrategyHybrid)
+	// Names alone would be 32 bytes a page. What the worker and its guest's
+	// runtime write at any time is a page or two.
+	if pages := m.MemoryBytes / pager.PageSize; m.BytesOnWire > 8*pages {
+		t.Errorf("%d bytes brought %d pages home", m.BytesOnWire, pages)
+	}
+	if got := a.call(t, "kv", "digest"); got != want {
+		t.Errorf("digest %s, was %s", got, want)
 	}
 }
 

@@ -150,6 +150,9 @@ type Node struct {
 	incoming map[handover.MoveID]*moveIn
 	reserved uint64              // bytes of memory limit promised to workers that are arriving
 	kept     map[pager.Hash]bool // modules of workers whose pages the store may hold
+	// keeping has workers that have left and whose pages are still being put into
+	// the store, by id: each is closed when they are.
+	keeping map[string]chan struct{}
 	// book has what is promised to workers that owners send here by themselves;
 	// booked is the CPU of each of those on their way, in cores here. load is
 	// the use of all cores, 0 to 1, without them.
@@ -207,6 +210,7 @@ func New(cfg Config) (n *Node, err error) {
 		outgoing:    make(map[handover.MoveID]*moveOut),
 		incoming:    make(map[handover.MoveID]*moveIn),
 		kept:        make(map[pager.Hash]bool),
+		keeping:     make(map[string]chan struct{}),
 		look:        make(chan struct{}, 1),
 		moveSlots:   make(chan struct{}, movesAtOnce),
 		applying:    make(chan struct{}, 1),

@@ -189,6 +189,22 @@ func (n *Node) storeFor(module pager.Hash) *pager.Store {
 	return n.store
 }
 
+// awaitKept waits until the pages of a worker that has left are in the store.
+func (n *Node) awaitKept(ctx context.Context, worker string) error {
+	n.mu.Lock()
+	keeping := n.keeping[worker]
+	n.mu.Unlock()
+	if keeping == nil {
+		return nil
+	}
+	select {
+	case <-keeping:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for what the worker has left here: %w", context.Cause(ctx))
+	}
+}
+
 // newIntake makes what takes a worker's pages while it still runs elsewhere.
 func (m *moveIn) newIntake(r *runner.Runner) (*pager.Intake, error) {
 	region := r.Region()
