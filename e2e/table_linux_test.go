@@ -88,21 +88,26 @@ func BenchmarkTable(b *testing.B) {
 	}
 }
 
-// table measures a cell, keeps what was measured in a file, and reports it.
-func (p *pair) table(b *testing.B, file string, args ...string) {
+// bench runs `meshnode bench`, and returns what it measured, and as it was printed.
+func (p *pair) bench(b *testing.B, args ...string) (res control.Bench, text []byte) {
 	args = append([]string{"bench", "--to", "b", "--app", filepath.Join(p.dir, "apps", "kvstore.wasm"), "--limit", "1h", "-o", "json"}, args...)
 	cmd := p.command(p.a, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	runErr := cmd.Run()
-	var res control.Bench
 	if err := json.Unmarshal(stdout.Bytes(), &res); err != nil {
 		b.Fatalf("meshnode %s: %v\n%s", strings.Join(args, " "), runErr, &stderr)
 	}
 	if runErr != nil { // that a move fails is a result too
 		b.Logf("meshnode %s: %v\n%s", strings.Join(args, " "), runErr, &stderr)
 	}
-	if err := os.WriteFile(file, stdout.Bytes(), 0o644); err != nil {
+	return res, stdout.Bytes()
+}
+
+// table measures a cell, keeps what was measured in a file, and reports it.
+func (p *pair) table(b *testing.B, file string, args ...string) {
+	res, text := p.bench(b, args...)
+	if err := os.WriteFile(file, text, 0o644); err != nil {
 		b.Fatal(err)
 	}
 	for _, strategy := range control.Strategies {

@@ -135,6 +135,7 @@ func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req contr
 	ms := func(v float64) time.Duration { return time.Duration(v * float64(time.Millisecond)) }
 	m, err := n.moveAway(ctx, w, to, moveOptions{
 		strategy: n.strategy(req.Strategy), offer: ms(req.TimeoutMs), rounds: ms(req.RoundsLimitMs), priority: req.Priority,
+		noSampling: req.NoSampling,
 	})
 	if err != nil {
 		return control.Migration{}, err
@@ -186,6 +187,7 @@ type moveOptions struct {
 	strategy      handover.Strategy
 	offer, rounds time.Duration // how long either may take
 	priority      int           // its weight against other moves
+	noSampling    bool          // of the working set
 }
 
 // moveAway begins a move.
@@ -259,7 +261,9 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, opt move
 		return nil, errGone
 	}
 	w.move = m
-	m.writes = n.watchWrites(n.ctx, w, n.budget.Share(string(to.ID), m.priority), int64(m.memory), comparesHashes(strategy, to.Record.Paging == "userfaultfd"))
+	m.writes = n.watchWrites(n.ctx, w, n.budget.Share(string(to.ID), m.priority), int64(m.memory), watchOptions{
+		dear: comparesHashes(strategy, to.Record.Paging == "userfaultfd"), noSampling: opt.noSampling,
+	})
 	m.startForecast()
 	n.startOut(m)
 	return m, nil

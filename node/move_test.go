@@ -85,6 +85,22 @@ func TestHomeAtOnce(t *testing.T) {
 	}
 }
 
+// A move that is not to sample the working set does not, however busy the worker is.
+func TestNoSampling(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	a.run(t, app(t, "kvstore"), control.RunRequest{Name: "kv", MemoryLimit: 96 << 20})
+	a.call(t, "kv", "churn 4MiB")
+	known(t, "kv", b)
+	m, err := a.client.Migrate(t.Context(), "kv", control.MigrateRequest{To: b.name(), NoSampling: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.WorkingSetPages > 0 {
+		t.Errorf("a working set of %d pages", m.WorkingSetPages)
+	}
+}
+
 // A worker that can run before its pages are there does not stand still until
 // all of its memory was hashed.
 func TestComparesHashes(t *testing.T) {

@@ -33,15 +33,18 @@ type writeLog struct {
 	zero    []pager.Run // holes at the beginning; nil if not known
 }
 
-// watchWrites starts to watch w, whose memory is size bytes now. With dear,
-// writes are found by comparing hashes where the kernel cannot tell; see
-// comparesHashes. It takes over the share.
-func (n *Node) watchWrites(ctx context.Context, w *worker, share *pager.Share, size int64, dear bool) *writeLog {
+// watchOptions say how closely to watch a worker. With dear, writes are found by
+// comparing hashes where the kernel cannot tell; see comparesHashes.
+type watchOptions struct{ dear, noSampling bool }
+
+// watchWrites starts to watch w, whose memory is size bytes now. It takes over
+// the share.
+func (n *Node) watchWrites(ctx context.Context, w *worker, share *pager.Share, size int64, opt watchOptions) *writeLog {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &writeLog{w: w, share: share, size: size, stop: cancel, began: make(chan struct{}), ended: make(chan struct{})}
 	n.tasks.Go(func() {
 		defer close(l.ended)
-		err := l.begin(n, dear)
+		err := l.begin(n, opt.dear)
 		if err != nil {
 			n.log.Warn("writes not tracked", "worker", w.ID, "error", err)
 		}
@@ -49,8 +52,10 @@ func (n *Node) watchWrites(ctx context.Context, w *worker, share *pager.Share, s
 		if l.rounds == nil || l.dear {
 			return // dear ones are looked for between two rounds
 		}
-		if err := l.sample(ctx); err != nil && ctx.Err() == nil {
-			n.log.Info("working set not sampled", "worker", w.ID, "error", err)
+		if !opt.noSampling {
+			if err := l.sample(ctx); err != nil && ctx.Err() == nil {
+				n.log.Info("working set not sampled", "worker", w.ID, "error", err)
+			}
 		}
 		tick := time.NewTicker(trackInterval)
 		defer tick.Stop()

@@ -32,6 +32,7 @@ type bench struct {
 	before     durationValue
 	limit      time.Duration
 	keys, hot  sizeValue
+	noSampling bool
 	svg        string
 
 	line  *liveLine
@@ -135,6 +136,7 @@ stop-and-copy the worker stands still for all of it: begin with few cells.`,
 	f.Var(&b.dirty, "dirty", "how much of it they write in a second")
 	f.Var(&b.hot, "hot", "keep the writes to that much of the memory (default: all of it)")
 	f.Var(&b.strategies, "strategy", "how their memory travels")
+	f.BoolVar(&b.noSampling, "no-sampling", false, "do not look which pages the workers touch before they move")
 	_ = cmd.RegisterFlagCompletionFunc("strategy", cobra.FixedCompletions(control.Strategies, cobra.ShellCompDirectiveNoFileComp))
 	f.IntVar(&b.repeat, "repeat", b.repeat, "how often to measure each")
 	f.Var(&b.pace, "pace", "the time between two calls of the client")
@@ -235,6 +237,8 @@ func readBench(files []string) (all control.Bench, err error) {
 		case i == 0:
 			all = one
 			continue
+		case one.NoSampling != all.NoSampling:
+			return all, usagef("%s and %s differ in --no-sampling", file, files[0])
 		case one.From != all.From || one.To != all.To:
 			return all, usagef("%s is of moves from %s to %s, and %s from %s to %s", file, one.From, one.To, files[0], all.From, all.To)
 		}
@@ -267,7 +271,7 @@ func (b *bench) prepare(ctx context.Context) (res control.Bench, err error) {
 	}
 	res = control.Bench{
 		Version: status.Version, From: b.from, To: b.to, PaceMs: control.Millis(b.pace.d),
-		KeysBytes: b.keys.bytes, HotBytes: b.hot.bytes, Runs: []control.BenchRun{},
+		KeysBytes: b.keys.bytes, HotBytes: b.hot.bytes, NoSampling: b.noSampling, Runs: []control.BenchRun{},
 	}
 	if b.to != status.Name {
 		err = b.client.Ping(ctx, b.to, 1, func(p control.Ping) error { res.RTTMs = p.RTTMs; return nil })

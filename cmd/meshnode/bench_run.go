@@ -144,7 +144,7 @@ func (b *bench) move(ctx context.Context, c *benchClient, name string, cell benc
 	}
 	t.began = time.Now()
 	what := fmt.Sprintf("%s %s ", cell, res.Strategy)
-	m, err := b.client.Migrate(ctx, name, control.MigrateRequest{To: b.to, Strategy: res.Strategy}, func(p control.Progress) {
+	m, err := b.client.Migrate(ctx, name, control.MigrateRequest{To: b.to, Strategy: res.Strategy, NoSampling: b.noSampling}, func(p control.Progress) {
 		p.Meta = control.Meta{}
 		res.Timeline = append(res.Timeline, p)
 		b.line.set(what + progressText(p))

@@ -19,6 +19,7 @@ func (a *app) workerMigrateCommand() *cobra.Command {
 		plan     bool
 		rounds   durationValue
 		priority = 1
+		noSample bool
 	)
 	cmd := a.outputFlag(&cobra.Command{
 		Use:   "migrate NAME --to NODE",
@@ -53,7 +54,7 @@ moved gives the move up; later, the move goes on without being watched.`,
 			c := a.client()
 			defer c.Close()
 			req := control.MigrateRequest{To: to, Strategy: strategy.value, TimeoutMs: control.Millis(timeout.d),
-				RoundsLimitMs: control.Millis(rounds.d), Priority: priority}
+				RoundsLimitMs: control.Millis(rounds.d), Priority: priority, NoSampling: noSample}
 			if plan {
 				ctx, cancel := withTimeout(cmd.Context(), requestTimeout, "plan a move of "+args[0])
 				defer cancel()
@@ -78,6 +79,7 @@ moved gives the move up; later, the move goes on without being watched.`,
 	cmd.Flags().Var(&timeout, "timeout", "how long it may take until the worker runs there (default: the node's)")
 	cmd.Flags().Var(&rounds, "rounds-limit", "how long its memory may travel while it still runs here (default: until that brings little more, 290s at most)")
 	cmd.Flags().IntVar(&priority, "priority", priority, "its share of the link against other moves, 1 to 10")
+	cmd.Flags().BoolVar(&noSample, "no-sampling", false, "do not look which pages it touches, to send them first once it has moved")
 	cmd.Flags().BoolVar(&plan, "plan", false, "say what the move would be like, and do not move anything")
 	return cmd
 }

@@ -15,10 +15,12 @@ type Bench struct {
 	PaceMs float64 `json:"paceMs"`
 	// KeysBytes is the part of the memory that the client asks for, HotBytes
 	// the part that the worker writes by itself, 0 for all of it.
-	KeysBytes uint64     `json:"keysBytes"`
-	HotBytes  uint64     `json:"hotBytes,omitempty"`
-	Runs      []BenchRun `json:"runs"`
-	ElapsedMs float64    `json:"elapsedMs"`
+	KeysBytes uint64 `json:"keysBytes"`
+	HotBytes  uint64 `json:"hotBytes,omitempty"`
+	// NoSampling is that of the [MigrateRequest].
+	NoSampling bool       `json:"noSampling,omitempty"`
+	Runs       []BenchRun `json:"runs"`
+	ElapsedMs  float64    `json:"elapsedMs"`
 }
 
 // BenchRun is one move of a fresh worker.

@@ -505,6 +505,9 @@ type MigrateRequest struct {
 	// Priority is the move's share of the link against other moves, 1 to
 	// MaxPriority: one of 3 gets three times what one of 1 does. 0 for 1.
 	Priority int `json:"priority,omitempty"`
+	// NoSampling leaves out looking which pages the worker touches before it
+	// stands still. Those it wrote last then follow first.
+	NoSampling bool `json:"noSampling,omitempty"`
 }
 
 // Limits of a MigrateRequest.
