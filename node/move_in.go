@@ -595,7 +595,7 @@ func (m *moveIn) sendReport() {
 		return
 	}
 	st := sink.Stats()
-	r.PagesDemanded, r.FaultP50, r.FaultP99 = st.Demanded, st.Remote.P50, st.Remote.P99
+	r.PagesDemanded, r.FaultP50, r.FaultP99, r.PagesElsewhere = st.Demanded, st.Remote.P50, st.Remote.P99, st.PeerPages
 	m.lnk.report(r)
 }
 

@@ -106,6 +106,8 @@ type moveReport struct {
 	FaultP99      time.Duration `cbor:"3,keyasint"`
 	Memory        time.Duration `cbor:"4,keyasint"`
 	State         time.Duration `cbor:"5,keyasint"`
+	// PagesElsewhere came from other nodes than the source.
+	PagesElsewhere uint64 `cbor:"6,keyasint,omitempty"`
 }
 
 // parts is what the source knows of where a blackout went.
@@ -763,7 +765,8 @@ func (m *moveOut) migration() (control.Migration, error) {
 			PrepareMs: control.Millis(m.frozen.Sub(m.started)), DrainMs: control.Millis(m.finished.Sub(m.running)),
 			MemoryBytes: m.memory,
 			BytesOnWire: sent.Bytes, PagesDemanded: sent.DemandPages, PagesPushed: sent.BulkPages,
-			FaultMsP50: control.Millis(m.report.FaultP50), FaultMsP99: control.Millis(m.report.FaultP99),
+			PagesElsewhere: m.report.PagesElsewhere,
+			FaultMsP50:     control.Millis(m.report.FaultP50), FaultMsP99: control.Millis(m.report.FaultP99),
 			Result: "done",
 		}
 		m.accountLocked(&done)

@@ -215,18 +215,24 @@ func (m *moveIn) newIntake(r *runner.Runner) (*pager.Intake, error) {
 	if base, ok := m.n.bases.Get(m.offer.Worker); ok {
 		cfg.Base = base
 	}
+	cfg.Peers = m.peers()
+	return pager.NewIntake(cfg)
+}
+
+// peers are other nodes that may hold pages of the worker and can be reached.
+func (m *moveIn) peers() (peers []pager.Peer) {
 	for _, id := range m.n.reachable(m.holders, m.from) {
-		if len(cfg.Peers) == maxAsked {
+		if len(peers) == maxAsked {
 			break
 		}
-		cfg.Peers = append(cfg.Peers, pager.Peer{
+		peers = append(peers, pager.Peer{
 			Name: m.n.nameOf(id),
 			Dial: func(ctx context.Context) (io.ReadWriteCloser, error) {
 				return m.n.mesh.Open(ctx, id, protoNamed, mesh.Bulk)
 			},
 		})
 	}
-	return pager.NewIntake(cfg)
+	return peers
 }
 
 // serveNamed answers a node that asks for pages by name.
@@ -262,7 +268,7 @@ func (m *moveIn) newSink(l pager.Layout, arm bool) (*pager.Sink, error) {
 		return m.sink, err
 	}
 	cfg.Worker, cfg.Epoch, cfg.Region, cfg.Log = m.offer.Worker, m.offer.Epoch, m.runner.Region(), m.n.log
-	cfg.Size, cfg.Table = int64(l.Pages)*pager.PageSize, zeroTable(l)
+	cfg.Size, cfg.Table, cfg.Peers = int64(l.Pages)*pager.PageSize, zeroTable(l), m.peers()
 	m.sink, err = pager.NewSink(cfg)
 	return m.sink, err
 }

@@ -1,12 +1,15 @@
 package pager
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,7 +29,7 @@ const (
 	// gatherTrial is how many pages a Peer is asked for before it must have
 	// had an eighth of them.
 	gatherTrial = 1024
-	// maxPeers bounds the Peers of an Intake.
+	// maxPeers bounds the Peers of an Intake or a Sink.
 	maxPeers = 8
 )
 
@@ -35,11 +38,30 @@ const (
 type Peer struct {
 	// Name is for logs.
 	Name string
-	// Dial opens a stream to it, which the Intake closes.
+	// Dial opens a stream to it, which who asked closes.
 	Dial func(ctx context.Context) (io.ReadWriteCloser, error)
 }
 
-// A gather takes the names that Rounds send ahead and shares out who brings
+// peers are the Peers of a move, and what is known of them over all streams to
+// the source.
+type peers struct {
+	of []Peer
+	// useless says of which nothing is to be expected any more.
+	useless [maxPeers]atomic.Bool
+	brought atomic.Uint64 // pages
+	log     *slog.Logger
+}
+
+func (ps *peers) alive() (n int) {
+	for i := range ps.of {
+		if !ps.useless[i].Load() {
+			n++
+		}
+	}
+	return n
+}
+
+// A gather takes the names that the source sends ahead and shares out who brings
 // the pages: the source, in the order in which it named them, and Peers, which
 // start at the other end. Whoever is faster does more, and the move takes no
 // longer than with the source alone, whatever a Peer does:
@@ -51,13 +73,21 @@ type Peer struct {
 //   - A page of a Peer counts once it is in place and its content has been
 //     checked against the name that the source gave.
 //
-// Its methods are called with Intake.mu held where they are named for that.
+// One belongs to a stream to the source. Its methods are called with mu held where
+// they are named for that.
 type gather struct {
-	t     *Intake
+	peers *peers
+	pages int                  // in the memory
 	write func(b []byte) error // a frame to the source; safe for concurrent use
 	meter Meter                // of the stream to the source; nil if it has none
+	// place puts a page in place, whose content was checked, unless it is there.
+	// An error is no fault of the Peer's, and ends everything. It is called with
+	// mu held.
+	place func(p PageNum, name Hash, page []byte) error
 
-	// Guarded by Intake.mu:
+	// mu is that of whose memory it is, if place needs it.
+	mu sync.Locker
+	// Guarded by mu:
 	chunks []*namedChunk           // in the order of their names; some are over
 	ready  []*namedChunk           // of those, the ones of which nothing is left
 	at     map[PageNum]*namedChunk // the chunk that waits for a page
@@ -68,6 +98,7 @@ type gather struct {
 	came   int                     // pages from the source since measured
 	since  time.Time               // measured
 	heard  time.Time               // of the source, last
+	failed error                   // of place
 	wake   chan struct{}           // closed and replaced when there may be something to do
 }
 
@@ -88,58 +119,73 @@ type owedChunk struct {
 	left int
 }
 
-func newGather(t *Intake, l *intakeLink, write func([]byte) error) *gather {
+func newGather(ps *peers, pages int, stream any, write func([]byte) error) *gather {
 	g := &gather{
-		t: t, write: write, at: make(map[PageNum]*namedChunk),
+		peers: ps, pages: pages, write: write, mu: new(sync.Mutex), at: make(map[PageNum]*namedChunk), alive: ps.alive(),
 		window: gatherChunk, since: time.Now(), heard: time.Now(), wake: make(chan struct{}),
 	}
-	g.meter, _ = l.ReadWriteCloser.(Meter)
-	for i := range t.cfg.Peers {
-		if !t.useless[i].Load() {
-			g.alive++
-		}
-	}
+	g.meter, _ = stream.(Meter)
 	return g
 }
 
-// run asks Peers and answers the source until ctx is done, which is nil, or the
-// source cannot be written to.
+// start runs until the func that it returns is called, which waits for it. If it
+// fails before that, failed is told why.
+func (g *gather) start(failed func(error)) (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := g.run(ctx); err != nil {
+			failed(err)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// run asks Peers and answers the source until ctx is done, which is nil, the
+// source cannot be written to, or a page cannot be put in place.
 func (g *gather) run(ctx context.Context) error {
-	var peers sync.WaitGroup
-	defer peers.Wait()
+	var asking sync.WaitGroup
+	defer asking.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for i, p := range g.t.cfg.Peers {
-		if g.t.useless[i].Load() {
+	for i, p := range g.peers.of {
+		if g.peers.useless[i].Load() {
 			continue
 		}
-		peers.Go(func() {
+		asking.Go(func() {
 			asked, had, err := g.ask(ctx, i, p)
 			if ctx.Err() == nil {
 				// Not again when the stream to the source has broken, either.
-				g.t.useless[i].Store(true)
-				g.t.log.Info("no more pages from another node", "node", p.Name, "asked", asked, "had", had, "error", err)
+				g.peers.useless[i].Store(true)
+				g.peers.log.Info("no more pages from another node", "node", p.Name, "asked", asked, "had", had, "error", err)
 			} else if asked > 0 {
-				g.t.log.Info("pages from another node", "node", p.Name, "asked", asked, "had", had)
+				g.peers.log.Info("pages from another node", "node", p.Name, "asked", asked, "had", had)
 			}
-			g.t.mu.Lock()
+			g.mu.Lock()
 			g.alive--
 			g.wakeLocked()
-			g.t.mu.Unlock()
+			g.mu.Unlock()
 		})
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var out, lacks []byte
 	for {
-		g.t.mu.Lock()
+		g.mu.Lock()
 		g.measureLocked(time.Now())
 		c, wait := g.dueLocked(time.Now())
-		wake := g.wake
+		wake, failed := g.wake, g.failed
 		if c != nil {
 			out, lacks = g.answerLocked(out[:0], lacks, c)
 		}
-		g.t.mu.Unlock()
+		g.mu.Unlock()
+		if failed != nil {
+			return failed
+		}
 		if c != nil {
 			if err := g.write(out); err != nil {
 				return fmt.Errorf("write: %w", err)
@@ -165,7 +211,7 @@ func (g *gather) wakeLocked() {
 // not here. It reports whether it will answer; if not, those are to be asked
 // of the source.
 func (g *gather) offerLocked(first PageNum, names []Hash, lacks []byte) bool {
-	if g == nil || g.alive == 0 || len(g.at)+len(names) > g.t.pages || len(g.chunks) >= g.t.pages {
+	if g == nil || g.alive == 0 || len(g.at)+len(names) > g.pages || len(g.chunks) >= g.pages {
 		return false
 	}
 	for from := 0; from < len(names); from += gatherChunk {
@@ -190,6 +236,16 @@ func (g *gather) offerLocked(first PageNum, names []Hash, lacks []byte) bool {
 	return true
 }
 
+// offer is offerLocked for whoever does not hold mu.
+func (g *gather) offer(first PageNum, names []Hash, lacks []byte) bool {
+	if g == nil || bytes.Equal(lacks, make([]byte, len(lacks))) {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.offerLocked(first, names, lacks)
+}
+
 // replacedLocked notes that the source has sent, or named, a page anew.
 func (g *gather) replacedLocked(p PageNum) {
 	if g == nil {
@@ -207,6 +263,15 @@ func (g *gather) doneLocked(c *namedChunk, p PageNum) {
 	if c.left--; c.left == 0 {
 		g.ready = append(g.ready, c)
 		g.wakeLocked()
+	}
+}
+
+// received is receivedLocked for whoever does not hold mu.
+func (g *gather) received(r Run) {
+	if g != nil {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.receivedLocked(r)
 	}
 }
 
@@ -342,18 +407,17 @@ func (g *gather) ask(ctx context.Context, i int, p Peer) (asked, had int, err er
 		begun := time.Now()
 		fctx, cancel := context.WithTimeoutCause(ctx, gatherPatience, errSlowPeer)
 		_, err := client.Fetch(fctx, names, func(at int, page []byte) error {
-			g.take(wants[at], names[at], page)
 			had++
-			return nil
+			return g.take(wants[at], names[at], page)
 		})
 		cancel()
 		asked += len(names)
-		g.t.mu.Lock()
+		g.mu.Lock()
 		for _, c := range chunks {
 			c.by--
 		}
 		g.wakeLocked()
-		g.t.mu.Unlock()
+		g.mu.Unlock()
 		switch took := time.Since(begun); {
 		case err != nil:
 			return asked, had, err
@@ -382,7 +446,7 @@ type wantedPage struct {
 // of them, at most most. It returns none when ctx is done.
 func (g *gather) claim(ctx context.Context, i, most int) (chunks []*namedChunk, wants []wantedPage, names []Hash) {
 	for {
-		g.t.mu.Lock()
+		g.mu.Lock()
 		now := time.Now()
 		for k := len(g.chunks) - 1; k >= 0 && len(chunks) < most; k-- {
 			c := g.chunks[k]
@@ -401,7 +465,7 @@ func (g *gather) claim(ctx context.Context, i, most int) (chunks []*namedChunk, 
 			}
 		}
 		wake := g.wake
-		g.t.mu.Unlock()
+		g.mu.Unlock()
 		if len(chunks) > 0 {
 			return chunks, wants, names
 		}
@@ -415,13 +479,17 @@ func (g *gather) claim(ctx context.Context, i, most int) (chunks []*namedChunk, 
 
 // take puts a page in place, unless the source was asked for it meanwhile or
 // has sent a later version.
-func (g *gather) take(w wantedPage, name Hash, page []byte) {
-	g.t.mu.Lock()
-	defer g.t.mu.Unlock()
-	if g.t.over || g.at[w.page] != w.chunk {
-		return
+func (g *gather) take(w wantedPage, name Hash, page []byte) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.at[w.page] != w.chunk {
+		return nil
 	}
-	g.t.placeLocked(w.page, name, page)
-	g.t.elsewhere++
+	if err := g.place(w.page, name, page); err != nil {
+		g.failed = err
+		g.wakeLocked()
+		return err
+	}
 	g.doneLocked(w.chunk, w.page)
+	return nil
 }

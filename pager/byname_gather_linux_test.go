@@ -125,7 +125,7 @@ func TestRoundsPeers(t *testing.T) {
 				rt.from.do(childRequest{Op: "write", Pages: some, Value: byte(i)})
 			}
 			src, sink := rt.finish(unix.Getpagesize())
-			had := rt.intake.FromPeers()
+			had := sink.Stats().PeerPages
 			t.Logf("%d pages of peers\n%+v\n%+v\n%+v", had, rt.rounds.Stats(), src.Stats(), sink.Stats())
 			if tc.had && had == 0 {
 				t.Error("nothing came from peers")
@@ -144,8 +144,87 @@ func TestRoundsPeersThin(t *testing.T) {
 	rt.share = NewBudget(1<<20).Share("to", 1)
 	rt.start(nil, nil, nil)
 	<-rt.rounds.Settled()
-	rt.finish(unix.Getpagesize())
-	had, sent := rt.intake.FromPeers(), rt.rounds.Stats().Sent
+	_, sink := rt.finish(unix.Getpagesize())
+	had, sent := sink.Stats().PeerPages, rt.rounds.Stats().Sent
+	t.Logf("%d pages from a peer, %d from the source", had, sent)
+	if had < pages*3/4 || had+sent > pages*9/8 {
+		t.Errorf("%d pages from a peer, %d from the source, of %d", had, sent, pages)
+	}
+}
+
+// After the commit Peers are asked as well, and however they behave the worker
+// reads what it wrote.
+func TestSinkPeers(t *testing.T) {
+	const pages = 4096
+	for _, tc := range []struct {
+		name   string
+		kernel int
+		peers  func(t *testing.T, mem []byte) []Peer
+		breaks bool
+		had    bool // something is to come from them
+	}{
+		{"halves", 4096, func(t *testing.T, mem []byte) []Peer {
+			return []Peer{
+				named(t, "even", storeOf(mem, func(p int) bool { return p%2 == 0 })),
+				named(t, "odd", storeOf(mem, func(p int) bool { return p%2 == 1 })),
+				named(t, "none", NewStore(1<<20)),
+			}
+		}, false, true},
+		{"large", 65536, func(t *testing.T, mem []byte) []Peer {
+			return []Peer{named(t, "most", storeOf(mem, func(p int) bool { return p%5 > 0 }))}
+		}, false, true},
+		{"breaks", 4096, func(t *testing.T, mem []byte) []Peer {
+			return []Peer{named(t, "all", storeOf(mem, func(int) bool { return true })), liar(t)}
+		}, true, false},
+		{"bad", 4096, func(t *testing.T, mem []byte) []Peer { return []Peer{stalled(t), liar(t), refused} }, false, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := testRand(t)
+			mem := testMemory(r, pages, 9)
+			c := startArmable(t, pages)
+			src := newTestSource(t, mem, func(cfg *SourceConfig) { cfg.Share = NewBudget(5<<20).Share("to", 1) })
+			sink := armSinkKernel(t, c, pages, max(tc.kernel, unix.Getpagesize()), func(cfg *SinkConfig) { cfg.Peers = tc.peers(t, mem) })
+			list := pageList(0, pages)
+			c.send(childRequest{Op: "threads", Pages: list[:pages/8], Number: 3, Seed: r.Uint64()})
+			p := newPipes(t, src)
+			if tc.breaks {
+				left := new(atomic.Int64)
+				left.Store(2 << 20)
+				p.wrap = func(bulk bool, conn net.Conn) io.ReadWriteCloser {
+					if !bulk {
+						return conn
+					}
+					return &breaking{conn, left}
+				}
+			}
+			wait, _ := runSink(t, sink, p)
+			checkHashes(t, mem, list[:pages/8], c.reply().Hashes)
+			if err := wait(); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%+v\n%+v", src.Stats(), sink.Stats())
+			checkHashes(t, mem, list, c.do(childRequest{Op: "hash", Pages: list}).Hashes)
+			if tc.had && sink.Stats().PeerPages == 0 {
+				t.Error("nothing came from peers")
+			}
+		})
+	}
+}
+
+// Over a thin link most pages come from a node that has them, and few twice.
+func TestSinkPeersThin(t *testing.T) {
+	const pages = 4096
+	src := newTestSource(t, testMemory(rand.New(rand.NewPCG(1, 2)), pages, 0), func(cfg *SourceConfig) { cfg.Share = NewBudget(1<<20).Share("to", 1) })
+	sink, data := fillSink(t, pages, func(cfg *SinkConfig) {
+		cfg.Peers = []Peer{named(t, "all", storeOf(src.mem, func(int) bool { return true }))}
+	})
+	if err := sink.Run(testContext(t), newPipes(t, src)); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(data, src.mem) {
+		t.Error("memory differs")
+	}
+	had, sent := sink.Stats().PeerPages, src.Stats().BulkPages
 	t.Logf("%d pages from a peer, %d from the source", had, sent)
 	if had < pages*3/4 || had+sent > pages*9/8 {
 		t.Errorf("%d pages from a peer, %d from the source, of %d", had, sent, pages)

@@ -257,8 +257,8 @@ const (
 //	first   uint32
 //	count   uint32  // at least 1, within the memory
 //
-// Lacks answers Names: in the same order, but in rounds, where it may also be
-// about a part of the pages, each of which is answered once:
+// Lacks answers Names, in any order. It may be about a part of the pages, each of
+// which is answered once:
 //
 //	type    uint8   // 0x07
 //	length  uint32

@@ -45,8 +45,7 @@ type Intake struct {
 	ended chan struct{} // closed when Run has returned
 	stop  chan struct{} // closed by Commit and Close
 	in    atomic.Uint64 // bytes received
-	// useless says of which Peers nothing is to be expected any more.
-	useless [maxPeers]atomic.Bool
+	peers *peers
 
 	// mu is held while pages are put in place, so that none is once Commit has
 	// decided which count.
@@ -57,8 +56,7 @@ type Intake struct {
 	ready bool // Commit was called
 	link  *intakeLink
 	// gather shares out what the source has named, nil without Peers.
-	gather    *gather
-	elsewhere uint64 // pages that Peers have brought
+	gather *gather
 }
 
 // lookTwice makes Sink.Arm check what an Intake left, for tests.
@@ -89,21 +87,15 @@ func NewIntake(cfg IntakeConfig) (*Intake, error) {
 		return nil, fmt.Errorf("intake: %w", err)
 	}
 	pages := len(cfg.Region.Data) / PageSize
+	log := cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch)
 	return &Intake{
-		cfg: cfg, pages: pages, log: cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
+		cfg: cfg, pages: pages, log: log, peers: &peers{of: cfg.Peers, log: log},
 		ended: make(chan struct{}), stop: make(chan struct{}), state: make([]uint8, pages), table: NewTable(pages),
 	}, nil
 }
 
 // BytesIn is what has come so far, frames included.
 func (t *Intake) BytesIn() uint64 { return t.in.Load() }
-
-// FromPeers is how many pages have come from Peers so far.
-func (t *Intake) FromPeers() uint64 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.elsewhere
-}
 
 // An intakeLink is the stream to the Rounds, and later to the Source.
 type intakeLink struct {
@@ -294,24 +286,24 @@ func (t *Intake) serve(l *intakeLink) (err error) {
 // gatherFor begins to ask Peers for what is named on a stream. What it returns
 // ends that, after an error without waiting for the stream.
 func (t *Intake) gatherFor(l *intakeLink, write func([]byte) error, failed *error) (end func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	g := newGather(t, l, write)
+	g := newGather(t.peers, t.pages, l.ReadWriteCloser, write)
+	g.mu = &t.mu // the source's next version of a page must not come between
+	g.place = func(p PageNum, name Hash, page []byte) error {
+		if !t.over {
+			t.placeLocked(p, name, page)
+			t.peers.brought.Add(1)
+		}
+		return nil
+	}
 	t.mu.Lock()
 	t.gather = g
 	t.mu.Unlock()
-	go func() {
-		defer close(done)
-		if err := g.run(ctx); err != nil {
-			interrupt(l) // whoever reads finds out as well
-		}
-	}()
+	stop := g.start(func(error) { interrupt(l) }) // whoever reads finds out as well
 	return func() {
-		cancel()
 		if *failed != nil {
 			interrupt(l)
 		}
-		<-done
+		stop()
 		t.mu.Lock()
 		t.gather = nil
 		t.mu.Unlock()
@@ -517,7 +509,7 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 	t.table.truncate(l.Pages)
 
 	cfg.Worker, cfg.Epoch, cfg.Region, cfg.Log = t.cfg.Worker, t.cfg.Epoch, t.cfg.Region, t.cfg.Log
-	cfg.Size, cfg.Table, cfg.Have = int64(l.Pages)*PageSize, t.table, have
+	cfg.Size, cfg.Table, cfg.Have, cfg.Peers = int64(l.Pages)*PageSize, t.table, have, t.cfg.Peers
 	s, err := newSink(cfg, kernelPage)
 	if err != nil {
 		return nil, err
@@ -534,7 +526,7 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 			s.state[first+PageNum(i)] = staged
 		}
 	}
-	s.intake = t
+	s.intake, s.peers = t, t.peers
 	s.stats.in.Add(t.in.Load())
 	t.ready = true
 	return s, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
+	"slices"
 	"sync"
 	"time"
 )
@@ -153,11 +154,12 @@ func (s *Source) describe(f *framer, r Run, accepts Encodings) {
 // half.
 type offers struct {
 	mu sync.Mutex
-	// waiting are the runs whose names were sent, in order, and lacking the
-	// pages of those answered that the far side does not have.
+	// waiting are the runs whose names were sent and not answered, and lacking
+	// the pages of those answered that the far side does not have.
 	waiting []Run
 	pages   int // in waiting
 	lacking []Run
+	lacks   int // pages in lacking
 	asked   int // pages answered
 	hits    int // and how many of those the far side had
 	done    bool
@@ -201,6 +203,25 @@ func (st *stream) serveBulk(names bool, read func(*offers) error) error {
 	return err
 }
 
+// answeredLocked takes a run off those that wait. It reports false if it was not
+// all in one of them.
+func (o *offers) answeredLocked(r Run) bool {
+	i := slices.IndexFunc(o.waiting, func(w Run) bool { return w.First <= r.First && r.end() <= w.end() })
+	if i < 0 {
+		return false
+	}
+	w := o.waiting[i]
+	var rest []Run
+	if n := uint32(r.First - w.First); n > 0 {
+		rest = append(rest, Run{w.First, n})
+	}
+	if n := uint32(w.end() - r.end()); n > 0 {
+		rest = append(rest, Run{r.end(), n})
+	}
+	o.waiting = slices.Replace(o.waiting, i, i+1, rest...)
+	return true
+}
+
 // readBulk takes the Sink's answers until its Done, which is nil.
 func (st *stream) readBulk(o *offers) error {
 	in := newFrameReader(st.rw, st.pages, frameLacks, frameDone)
@@ -213,11 +234,10 @@ func (st *stream) readBulk(o *offers) error {
 			return nil
 		}
 		o.mu.Lock()
-		if len(o.waiting) == 0 || o.waiting[0] != fr.run {
+		if !o.answeredLocked(fr.run) {
 			o.mu.Unlock()
-			return badFrame("lacks for pages %d+%d that were not offered next", fr.run.First, fr.run.Count)
+			return badFrame("lacks for pages %d+%d that were not offered", fr.run.First, fr.run.Count)
 		}
-		o.waiting = o.waiting[1:]
 		o.pages -= int(fr.run.Count)
 		o.asked += int(fr.run.Count)
 		var has []Run
@@ -227,6 +247,8 @@ func (st *stream) readBulk(o *offers) error {
 			if fr.lacks[i/8]>>(i%8)&1 == 0 {
 				to = &has
 				o.hits++
+			} else {
+				o.lacks++
 			}
 			if n := len(*to); n > 0 && (*to)[n-1].end() == p {
 				(*to)[n-1].Count++
@@ -313,9 +335,17 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 		}
 		return runs[0], true
 	}
-	// Answered offers first.
+	naming := names && (o.asked < namesTrial || o.hits*64 >= o.asked)
+	// Names are small, and whoever else is asked for the pages has to have them;
+	// but what is lacking is not to wait for more than a few.
+	if naming && o.lacks < lackingMost {
+		if r, ok := st.offerLocked(o); ok {
+			return r, planNames
+		}
+	}
 	for len(o.lacking) > 0 {
 		r := o.lacking[0]
+		had := r.Count
 		// Skip what a demand took meanwhile, and stop at the next such page.
 		for r.Count > 0 && st.state[r.First]&^offered != unsent {
 			r.First, r.Count = r.First+1, r.Count-1
@@ -325,6 +355,7 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 			n++
 		}
 		rest := Run{r.First + PageNum(n), r.Count - n}
+		o.lacks -= int(had - rest.Count)
 		if rest.Count == 0 {
 			o.lacking = o.lacking[1:]
 		} else {
@@ -335,16 +366,9 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 			return r, planPages
 		}
 	}
-	if names && (o.asked < namesTrial || o.hits*64 >= o.asked) {
-		if o.pages+bulkRun <= namesAhead {
-			if r, ok := st.nextLocked(bulkRun, true); ok {
-				for p := r.First; p < r.end(); p++ {
-					st.state[p] |= offered
-				}
-				o.waiting = append(o.waiting, r)
-				o.pages += int(r.Count)
-				return r, planNames
-			}
+	if naming {
+		if r, ok := st.offerLocked(o); ok {
+			return r, planNames
 		}
 		if len(o.waiting) > 0 {
 			return Run{}, planWait
@@ -360,6 +384,24 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 		return Run{}, planWait
 	}
 	return Run{}, planDone
+}
+
+// offerLocked takes what is to be named next, if there is something and not too
+// much of it has no answer yet.
+func (st *stream) offerLocked(o *offers) (Run, bool) {
+	if o.pages+bulkRun > namesAhead {
+		return Run{}, false
+	}
+	r, ok := st.nextLocked(bulkRun, true)
+	if !ok {
+		return Run{}, false
+	}
+	for p := r.First; p < r.end(); p++ {
+		st.state[p] |= offered
+	}
+	o.waiting = append(o.waiting, r)
+	o.pages += int(r.Count)
+	return r, true
 }
 
 // frameMost is how many pages a frame may have at the rate of the moment: a

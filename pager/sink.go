@@ -47,6 +47,10 @@ type SinkConfig struct {
 	// nothing of this worker or its app: names ahead cost the push two round
 	// trips before they are given up.
 	Store *Store
+	// Peers, at most 8, are other nodes that may hold pages of the worker. What
+	// is missing and nobody waits for is asked of them at the same time as of the
+	// Source, which has to send names ahead for that.
+	Peers []Peer
 	// Plain asks for pages as they are, neither compressed nor as patches.
 	Plain bool
 	// PathLimit is how long a stream may stay broken before Run gives up with
@@ -130,6 +134,7 @@ type Sink struct {
 	log        *slog.Logger
 
 	intake *Intake // what came before; nil if nothing was to
+	peers  *peers
 	stats  sinkStats
 	// forgot says that a patch came whose base the store had dropped.
 	forgot  atomic.Bool
@@ -205,6 +210,8 @@ type SinkStats struct {
 	// demand stream, over the bulk stream, and from the store; ZeroPages
 	// without. Duplicates had come before.
 	DemandPages, BulkPages, StorePages, ZeroPages, Duplicates uint64
+	// PeerPages have come from Peers, those of the Intake before included.
+	PeerPages uint64
 	// BytesIn and BytesOut crossed the two streams, frames included.
 	BytesIn, BytesOut uint64
 	// Redials counts streams opened after the first of each kind.
@@ -242,6 +249,9 @@ func newSink(cfg SinkConfig, kernelPage int) (*Sink, error) {
 	if cfg.StallLimit == 0 {
 		cfg.StallLimit = 10 * time.Second
 	}
+	if len(cfg.Peers) > maxPeers {
+		return nil, fmt.Errorf("sink: %d peers: want at most %d", len(cfg.Peers), maxPeers)
+	}
 	pages := PagesOf(cfg.Size)
 	if err := checkRuns(cfg.Have, pages); err != nil {
 		return nil, fmt.Errorf("sink: pages in place: %w", err)
@@ -265,6 +275,7 @@ func newSink(cfg SinkConfig, kernelPage int) (*Sink, error) {
 			s.missing--
 		}
 	}
+	s.peers = &peers{of: cfg.Peers, log: s.log}
 	zeros := 0
 	for p, ref := range s.table.of {
 		if ref == refZero && s.state[p] == absent {
@@ -310,7 +321,7 @@ func (s *Sink) Stats() SinkStats {
 		Pages: s.pages, Missing: s.Missing(), Armed: s.isArmed(),
 		Faults: c.faults.Load(), Demanded: c.demanded.Load(), Local: c.local.Load(),
 		DemandPages: c.demandPages.Load(), BulkPages: c.bulkPages.Load(), StorePages: c.storePages.Load(),
-		ZeroPages: c.zeroPages.Load(), Duplicates: c.duplicates.Load(),
+		ZeroPages: c.zeroPages.Load(), Duplicates: c.duplicates.Load(), PeerPages: s.peers.brought.Load(),
 		BytesIn: c.in.Load(), BytesOut: c.out.Load(), Redials: c.redials.Load(),
 		Fault: s.latency.snapshot(), Remote: s.remote.snapshot(),
 	}
@@ -805,9 +816,27 @@ func (s *Sink) fillFromStore(ctx context.Context) error {
 	return nil
 }
 
+// bring puts a page in place that a Peer has brought, and whose content was
+// checked, unless it is in, or arriving.
+func (s *Sink) bring(p PageNum, _ Hash, page []byte) error {
+	s.mu.Lock()
+	wanted := s.lacksLocked(p)
+	if wanted {
+		s.state[p] = filling
+	}
+	s.mu.Unlock()
+	if !wanted {
+		s.stats.duplicates.Add(1)
+		return nil
+	}
+	s.peers.brought.Add(1)
+	return s.fill(p, page)
+}
+
 // lacking answers names that the Source sent ahead: what the store has is put
-// in place, and bit i of lacks is set if the i-th page is not in.
-func (s *Sink) lacking(fr *frame, lacks, buf []byte) ([]byte, error) {
+// in place, and bit i of lacks is set if the i-th page, which has name i, is not
+// in.
+func (s *Sink) lacking(fr *frame, names *[maxRun]Hash, lacks, buf []byte) ([]byte, error) {
 	lacks = append(lacks[:0], make([]byte, (len(fr.kinds)+7)/8)...)
 	next := 0
 	var last Hash
@@ -825,6 +854,7 @@ func (s *Sink) lacking(fr *frame, lacks, buf []byte) ([]byte, error) {
 		if k != pageZero {
 			name = last
 		}
+		names[i] = name
 		s.mu.Lock()
 		if want, state := s.table.Get(p); state != Unknown && want != name {
 			s.mu.Unlock()

@@ -34,6 +34,9 @@ const (
 	// namesAhead is how many pages may be named without an answer, 4 MiB, so
 	// that answers cover the round trip.
 	namesAhead = 1024
+	// lackingMost is of how many pages that the far side lacks more may be named
+	// before those are sent, 1 MiB.
+	lackingMost = 256
 	// namesTrial is how many answers it takes to see that the far side holds
 	// next to nothing, and that names ahead only cost.
 	namesTrial = 2048

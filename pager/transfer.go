@@ -268,6 +268,9 @@ type link struct {
 	*Sink
 	rw io.ReadWriteCloser
 	up atomic.Bool // the Source has welcomed us
+	// gather shares out what the Source has named; nil if nobody else is asked.
+	gather  *gather
+	writing sync.Mutex // what is shared out is answered meanwhile
 }
 
 // Read counts.
@@ -278,6 +281,8 @@ func (l *link) Read(b []byte) (int, error) {
 }
 
 func (l *link) write(b []byte) error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
 	n, err := l.rw.Write(b)
 	l.stats.out.Add(uint64(n))
 	if err != nil {
@@ -288,7 +293,7 @@ func (l *link) write(b []byte) error {
 
 func (l *link) hello(bulk bool, have []Run) error {
 	h := Hello{Worker: l.cfg.Worker, Epoch: l.cfg.Epoch, Pages: l.pages, Bulk: bulk, Have: have, Accepts: l.accepts()}
-	h.Names = bulk && l.cfg.Store != nil && l.cfg.Store.Len() > 0
+	h.Names = bulk && (l.cfg.Store != nil && l.cfg.Store.Len() > 0 || l.peers.alive() > 0)
 	return l.write(h.Append(nil))
 }
 
@@ -456,6 +461,11 @@ func (t *transfer) bulkStream(ctx context.Context, l *link) error {
 			in.buffers <- new(pageBuffer)
 		}
 	}
+	if l.peers.alive() > 0 {
+		l.gather = newGather(l.peers, l.pages, l.rw, l.write)
+		l.gather.place = l.bring
+		defer l.gather.start(cancel)()
+	}
 	in.stop = ctx.Done()
 	frames := make(chan frame)
 	var reading sync.WaitGroup
@@ -497,6 +507,7 @@ func (f *frameReader) feed(ctx context.Context, frames chan<- frame) error {
 // takeBulk takes in frames until all pages are in, which is nil.
 func (l *link) takeBulk(ctx context.Context, in *frameReader, frames <-chan frame) error {
 	var lacks, out, buf []byte
+	var names [maxRun]Hash
 	for {
 		var fr frame
 		select {
@@ -518,13 +529,15 @@ func (l *link) takeBulk(ctx context.Context, in *frameReader, frames <-chan fram
 			if buf == nil {
 				buf = make([]byte, PageSize)
 			}
-			if lacks, err = l.lacking(&fr, lacks, buf); err == nil {
+			lacks, err = l.lacking(&fr, &names, lacks, buf)
+			if err == nil && !l.gather.offer(fr.run.First, names[:len(fr.kinds)], lacks) {
 				out = appendLacks(out[:0], fr.run, lacks)
 				err = l.write(out)
 			}
 		default:
 			err = l.receive(&fr, &l.stats.bulkPages)
 			in.putBuffer(fr.data)
+			l.gather.received(fr.run)
 		}
 		if err != nil {
 			return err

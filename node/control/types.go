@@ -588,6 +588,9 @@ type Migration struct {
 	BytesOnWire   uint64  `json:"bytesOnWire"`
 	PagesDemanded uint64  `json:"pagesDemanded"`
 	PagesPushed   uint64  `json:"pagesPushed"`
+	// PagesElsewhere came from other nodes that held them, and are not in
+	// BytesOnWire.
+	PagesElsewhere uint64 `json:"pagesElsewhere,omitempty"`
 	// FaultMsP50 and FaultMsP99 are the time from a fault's arrival at the
 	// destination to its page being in place; 0 without demanded pages.
 	FaultMsP50 float64 `json:"faultMsP50"`
