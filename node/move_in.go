@@ -217,7 +217,7 @@ func (m *moveIn) prepare() {
 			}
 		}
 		m.feed(handover.Prepared{
-			Paging: m.n.support.Missing && m.runner.Region().UFFD >= 0, StoreWarm: m.n.storeFor(m.spec.Module) != nil, Meta: m.offer.Config,
+			Paging: m.n.support.Missing && m.runner.Region().UFFD >= 0, Meta: m.offer.Config,
 		})
 		return
 	}

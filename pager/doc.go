@@ -40,9 +40,12 @@
 //	      <---------------------------- Done        all pushed
 //	Done  ------------------------------->          all in
 //
-// A Pages frame brings pages as they are, compressed together, or as patches
-// of versions the Sink holds in its Store, if its Hello says that it reads
-// those. Which, a chooser decides frame by frame from what the link and the
+// What is named ahead, in rounds or after them, can be brought by other nodes as
+// well, the Peers of an Intake or a Sink: a gather shares it out, and answers the
+// Source once it is known what those do not bring.
+//
+// A Pages frame brings pages as they are, compressed together, or, in rounds, as
+// patches of versions the Intake has, if its Hello says that it reads those. Which, a chooser decides frame by frame from what the link and the
 // codecs were seen to do; on a fast link pages go as they are, straight from
 // the frozen memory to the stream. A framer builds frames, for demanded pages
 // and pushed ones alike, and (*frame).unpack takes them apart. However a page

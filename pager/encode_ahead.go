@@ -25,9 +25,9 @@ func newAhead() *ahead {
 }
 
 // run makes frames until stop is called.
-func (a *ahead) run(s *Source, accepts Encodings) {
+func (a *ahead) run(s *Source) {
 	for w := range a.work {
-		s.describe(w.into, w.run, accepts)
+		s.describe(w.into, w.run)
 		w.into.pack(w.codec)
 		a.ready <- w.into
 	}

@@ -303,62 +303,6 @@ func TestEncodedTransfer(t *testing.T) {
 	}
 }
 
-// deltaPair is a memory, an older version of it in a store, and a Source that
-// knows of the older version.
-func deltaPair(t *testing.T, r *rand.Rand, pages int) (src *Source, store *Store, mem []byte) {
-	old := texturedMemory(r, pages, 0, 2)
-	store = NewStore(64 << 20)
-	names := make([]Hash, pages)
-	mem = bytes.Clone(old)
-	for p := range pages {
-		names[p] = store.Put(old[p*PageSize : (p+1)*PageSize])
-		scribble(r, mem[p*PageSize:(p+1)*PageSize], 5)
-	}
-	src = newTestSource(t, mem, func(cfg *SourceConfig) {
-		cfg.Base = func(p PageNum, buf []byte) (Hash, bool) {
-			copy(buf, old[int(p)*PageSize:])
-			return names[p], true
-		}
-	})
-	return src, store, mem
-}
-
-func TestDeltaTransfer(t *testing.T) {
-	r := testRand(t)
-	const pages = 500
-	src, store, mem := deltaPair(t, r, pages)
-	sink, data := fillSink(t, pages, func(cfg *SinkConfig) { cfg.Store = store })
-	if err := sink.Run(testContext(t), newPipes(t, src)); err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(data, mem) {
-		t.Error("memory differs")
-	}
-	st := src.Stats()
-	if st.DeltaPages < pages/2 || st.Bytes > pages*200 {
-		t.Errorf("%+v", st)
-	}
-}
-
-// A store may drop a base before the patch comes. Then all comes without one.
-func TestDeltaForgotten(t *testing.T) {
-	r := testRand(t)
-	const pages = 500
-	src, _, mem := deltaPair(t, r, pages)
-	empty := NewStore(1 << 20)
-	sink, data := fillSink(t, pages, func(cfg *SinkConfig) { cfg.Store = empty })
-	p := newPipes(t, src)
-	if err := sink.Run(testContext(t), p); err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(data, mem) {
-		t.Error("memory differs")
-	}
-	if p.dials != [2]int{0, 2} {
-		t.Errorf("dialled %v, want twice for bulk", p.dials)
-	}
-}
-
 // A block that does not decode, or whose pages have other names, ends the
 // transfer.
 func TestCorruptBlock(t *testing.T) {
@@ -386,6 +330,23 @@ func TestCorruptBlock(t *testing.T) {
 		}
 		d.all.Wait()
 	}
+}
+
+// A frozen memory comes in no patches: one is the Source's fault, and nothing waits
+// for the next.
+func TestPatchNotAskedFor(t *testing.T) {
+	mem := texturedMemory(testRand(t), 1, 0)
+	was := bytes.Clone(mem)
+	mem[7]++
+	var f framer
+	f.begin(0)
+	f.addDelta(HashPage(mem), mem, HashPage(was), was)
+	sink, _ := fillSink(t, 1, nil)
+	d := &scripted{frames: f.append(appendEmpty(nil, frameWelcome), pageRaw)}
+	if err := sink.Run(testContext(t), d); !errors.Is(err, ErrProtocol) {
+		t.Errorf("got %v, want %v", err, ErrProtocol)
+	}
+	d.all.Wait()
 }
 
 // scripted is a Dialer whose bulk streams bring what was written beforehand.

@@ -11,6 +11,36 @@ type nowhere struct{ io.Reader }
 
 func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
 
+// hashedRounds makes Rounds over a memory of this process, whose writes are found
+// by hashes.
+func hashedRounds(t *testing.T, mem []byte, workingSet []PageNum) *Rounds {
+	t.Helper()
+	size := int64(len(mem))
+	tracker, err := NewTracker(TrackerConfig{Region: Region{Data: mem, UFFD: -1}, Size: size, Hashes: true, Log: testLog(t)})
+	if err == nil {
+		err = tracker.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	rounds, err := NewRounds(RoundsConfig{
+		Worker: "w", Epoch: 3, Memory: mem, Size: func() int64 { return size }, Tracker: tracker, WorkingSet: workingSet, Log: testLog(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rounds
+}
+
+// streamOf makes a stream of rounds that goes nowhere, for a test that takes its
+// steps itself.
+func streamOf(r *Rounds, accepts Encodings) *roundStream {
+	return &roundStream{
+		Rounds: r, rw: nowhere{}, buf: make([]byte, maxRun*PageSize), accepts: accepts,
+		choose: newChooser(0, 0), versions: make(versions), most: r.limit(),
+	}
+}
+
 // Where writes are found by hashes, a page that is sent between two scans with
 // a content that it has only then does not count as held.
 func TestRoundsWrittenBack(t *testing.T) {
@@ -18,20 +48,8 @@ func TestRoundsWrittenBack(t *testing.T) {
 	r := testRand(t)
 	mem := testMemory(r, pages, 0)
 	was := append([]byte(nil), mem...)
-	tracker, err := NewTracker(TrackerConfig{Region: Region{Data: mem, UFFD: -1}, Size: int64(len(mem)), Hashes: true, Log: testLog(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tracker.Start(); err != nil {
-		t.Fatal(err)
-	}
-	rounds, err := NewRounds(RoundsConfig{
-		Worker: "w", Epoch: 3, Memory: mem, Size: func() int64 { return int64(len(mem)) }, Tracker: tracker, Log: testLog(t),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	st := &roundStream{Rounds: rounds, rw: nowhere{}, buf: make([]byte, maxRun*PageSize), choose: newChooser(0, 0), versions: make(versions)}
+	rounds := hashedRounds(t, mem, nil)
+	st := streamOf(rounds, 0)
 	for p := range 5 {
 		mem[p*PageSize]++
 	}
@@ -77,23 +95,7 @@ func TestRoundsPatches(t *testing.T) {
 	for _, small := range []bool{true, false} {
 		r := testRand(t)
 		mem := testMemory(r, pages, 0)
-		tracker, err := NewTracker(TrackerConfig{Region: Region{Data: mem, UFFD: -1}, Size: int64(len(mem)), Hashes: true, Log: testLog(t)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := tracker.Start(); err != nil {
-			t.Fatal(err)
-		}
-		rounds, err := NewRounds(RoundsConfig{
-			Worker: "w", Epoch: 3, Memory: mem, Size: func() int64 { return int64(len(mem)) }, Tracker: tracker, Log: testLog(t),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		st := &roundStream{
-			Rounds: rounds, rw: nowhere{}, buf: make([]byte, maxRun*PageSize), accepts: encodeAll,
-			choose: newChooser(0, 0), versions: make(versions), most: pages,
-		}
+		st := streamOf(hashedRounds(t, mem, nil), encodeAll)
 		round := func() {
 			st.begin()
 			for {
@@ -143,20 +145,7 @@ func TestRoundsWorkingSet(t *testing.T) {
 	const pages = 64
 	mem := testMemory(testRand(t), pages, 0)
 	for _, sampled := range []bool{false, true} {
-		tracker, err := NewTracker(TrackerConfig{Region: Region{Data: mem, UFFD: -1}, Size: int64(len(mem)), Hashes: true, Log: testLog(t)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := tracker.Start(); err != nil {
-			t.Fatal(err)
-		}
-		rounds, err := NewRounds(RoundsConfig{
-			Worker: "w", Epoch: 3, Memory: mem, Size: func() int64 { return int64(len(mem)) }, Tracker: tracker,
-			WorkingSet: []PageNum{9, 5, 6, pages + 1}, Log: testLog(t),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		rounds := hashedRounds(t, mem, []PageNum{9, 5, 6, pages + 1})
 		want := []Run{{9, 1}, {5, 2}}
 		if sampled {
 			rounds.Sample()

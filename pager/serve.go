@@ -93,7 +93,7 @@ func (st *stream) answer(r Run, again bool) error {
 	}
 	f := st.framer
 	for _, run := range st.runs {
-		st.describe(f, run, st.accepts)
+		st.describe(f, run)
 		st.stats.zeroPages.Add(uint64(f.count() - f.named()))
 		if f.named() == 0 {
 			if err := st.write(appendZeros(st.buf[:0], run)); err != nil {
@@ -115,17 +115,15 @@ func (st *stream) answer(r Run, again bool) error {
 
 // count counts how the pages of a frame were encoded.
 func (s *Source) count(f *framer) {
-	s.stats.deltaPages.Add(uint64(len(f.sizes) / 2))
 	if f.packed != pageRaw {
 		s.stats.packedPages.Add(uint64(len(f.pages)))
 	}
 }
 
-// describe tells f the pages of a run, as patches where accepts has them.
-func (s *Source) describe(f *framer, r Run, accepts Encodings) {
+// describe tells f the pages of a run.
+func (s *Source) describe(f *framer, r Run) {
 	f.begin(r.First)
 	var names [hashBatch]Hash
-	var base *[PageSize]byte
 	for r.Count > 0 {
 		part := Run{r.First, min(r.Count, hashBatch)}
 		r.First, r.Count = part.end(), r.Count-part.Count
@@ -135,15 +133,6 @@ func (s *Source) describe(f *framer, r Run, accepts Encodings) {
 			if name == ZeroHash {
 				f.addZero()
 				continue
-			}
-			if s.base != nil && accepts&EncodeDelta != 0 {
-				if base == nil {
-					base = new([PageSize]byte)
-				}
-				if baseName, ok := s.base(p, base[:]); ok {
-					f.addDelta(name, s.page(p), baseName, base[:])
-					continue
-				}
 			}
 			f.add(name, s.page(p))
 		}
@@ -183,7 +172,7 @@ func (st *stream) serveBulk(names bool, read func(*offers) error) error {
 	})
 	st.choose = newChooser(st.accepts, st.share.most())
 	st.ahead = newAhead()
-	reading.Go(func() { st.ahead.run(st.Source, st.accepts) })
+	reading.Go(func() { st.ahead.run(st.Source) })
 
 	err := st.push(ctx, o, names)
 	st.ahead.stop()
@@ -472,7 +461,7 @@ func (st *stream) pushZeros(ctx context.Context) error {
 
 func (st *stream) sendNames(r Run) error {
 	f := st.framer
-	st.describe(f, r, 0)
+	st.describe(f, r)
 	st.buf = appendPagesHead(st.buf[:0], frameNames, r.First, f.kinds, f.names, 0)
 	st.stats.namedPages.Add(uint64(r.Count))
 	return st.write(st.buf)
@@ -485,7 +474,7 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 	f, made := st.ahead.take(r, st.framer)
 	st.framer = f
 	if !made {
-		st.describe(f, r, st.accepts)
+		st.describe(f, r)
 		f.pack(st.choose.choose())
 	}
 	if f.tried != pageRaw {
@@ -522,11 +511,6 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 				chunk = chunk[:len(chunk)+PageSize]
 			}
 			if err := st.writeBulk(ctx, chunk); err != nil {
-				return err
-			}
-		}
-		if len(f.patches) > 0 {
-			if err := st.writeBulk(ctx, f.patches); err != nil {
 				return err
 			}
 		}

@@ -133,11 +133,9 @@ type Sink struct {
 	kernelPage int // pages in a page of the kernel
 	log        *slog.Logger
 
-	intake *Intake // what came before; nil if nothing was to
-	peers  *peers
-	stats  sinkStats
-	// forgot says that a patch came whose base the store had dropped.
-	forgot  atomic.Bool
+	intake  *Intake // what came before; nil if nothing was to
+	peers   *peers
+	stats   sinkStats
 	latency histogram // of all faults
 	remote  histogram // of those served from the Source
 
@@ -356,11 +354,9 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 
 	// Unpack and hash before the lock is taken.
 	var at [maxRun]namedPage
-	if err := fr.unpack(s.base, &at); err != nil {
-		if errors.Is(err, errNoBase) {
-			// Dialled again, without patches, the Source sends what is missing.
-			s.forgot.Store(true)
-		}
+	if err := fr.unpack(nil, &at); errors.Is(err, errNoBase) {
+		return badFrame("a patch, which was not asked for")
+	} else if err != nil {
 		return err
 	}
 	if err := fr.verify(s.cfg.Worker, &at); err != nil {
@@ -414,21 +410,13 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 	return nil
 }
 
-// base finds a version of a page for a patch. Only the store has some: where
-// the memory holds a version of a page, no other is brought.
-func (s *Sink) base(_ PageNum, name Hash, buf []byte) bool {
-	return s.cfg.Store != nil && s.cfg.Store.Get(name, buf)
-}
-
-// accepts lists the encodings that the Source may use.
+// accepts lists the encodings that the Source may use. Patches are not among them:
+// where the memory holds a version of a page, no other is brought.
 func (s *Sink) accepts() Encodings {
-	switch {
-	case s.cfg.Plain:
+	if s.cfg.Plain {
 		return 0
-	case s.cfg.Store == nil || s.forgot.Load():
-		return encodeAll &^ EncodeDelta
 	}
-	return encodeAll
+	return encodeAll &^ EncodeDelta
 }
 
 func (s *Sink) receiveZeros(r Run) error {

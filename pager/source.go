@@ -63,10 +63,6 @@ type SourceConfig struct {
 	// were none. Its Layout is part of what Table knows, and its order takes
 	// the place of Recent.
 	Ahead *Ahead
-	// Base, if not nil, copies into buf, PageSize bytes, a version of page p
-	// that the far side holds in its store, and returns its name; false if there
-	// is none. It must be safe for concurrent use.
-	Base func(p PageNum, buf []byte) (Hash, bool)
 	// Share says how fast the push may be, in company with others. Nil is no
 	// limit. A bulk stream that is a Meter keeps the queue on its way short.
 	// The Source closes it.
@@ -92,7 +88,6 @@ type Source struct {
 	mem    []byte
 	pages  int
 	recent func() []Run
-	base   func(p PageNum, buf []byte) (Hash, bool)
 	share  *Share
 	log    *slog.Logger
 
@@ -142,7 +137,7 @@ const (
 
 type sourceStats struct {
 	demandPages, bulkPages, zeroPages, heldPages, namedPages, demands, bytes atomic.Uint64
-	packedPages, deltaPages                                                  atomic.Uint64
+	packedPages                                                              atomic.Uint64
 }
 
 // SourceStats counts what a Source has sent. Pages sent again after a stream
@@ -155,9 +150,8 @@ type SourceStats struct {
 	// BulkPages were pushed, ZeroPages passed on without bytes, and HeldPages
 	// were at the far side already, by their names.
 	Demands, DemandPages, BulkPages, ZeroPages, HeldPages uint64
-	// PackedPages of those with bytes were sent compressed, and DeltaPages as
-	// patches.
-	PackedPages, DeltaPages uint64
+	// PackedPages of those with bytes were sent compressed.
+	PackedPages uint64
 	// NamedPages is how many names were sent ahead.
 	NamedPages uint64
 	// Bytes is all that was written, frames included.
@@ -187,7 +181,7 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 	}
 	s := &Source{
 		worker: cfg.Worker, epoch: cfg.Epoch,
-		mem: cfg.Memory, pages: pages, recent: func() []Run { return cfg.Recent }, base: cfg.Base, share: cfg.Share,
+		mem: cfg.Memory, pages: pages, recent: func() []Run { return cfg.Recent }, share: cfg.Share,
 		log:  cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
 		run:  leastRun,
 		wake: make(chan struct{}, 1),
@@ -307,8 +301,8 @@ func (s *Source) Stats() SourceStats {
 		Pages: s.pages, Unsent: left,
 		Demands: c.demands.Load(), DemandPages: c.demandPages.Load(), BulkPages: c.bulkPages.Load(),
 		ZeroPages: c.zeroPages.Load(), HeldPages: c.heldPages.Load(), NamedPages: c.namedPages.Load(),
-		PackedPages: c.packedPages.Load(), DeltaPages: c.deltaPages.Load(),
-		Bytes: c.bytes.Load(),
+		PackedPages: c.packedPages.Load(),
+		Bytes:       c.bytes.Load(),
 	}
 }
 
@@ -398,7 +392,7 @@ func (s *Source) takeOver(ctx context.Context, rw io.ReadWriter, me *serving, ac
 	s.active.Add(1)
 	s.mu.Unlock()
 	defer s.active.Done()
-	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: accepts &^ EncodeDelta, framer: new(framer)}
+	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: accepts, framer: new(framer)}
 	st.meter, _ = rw.(Meter)
 	return st.serveBulk(false, func(*offers) error { return <-ended })
 }

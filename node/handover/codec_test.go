@@ -42,7 +42,7 @@ func samples() []Message {
 	for _, b := range []Body{
 		Offer{Worker: testWorker, Name: "counter", Module: hash(1), ModuleSize: 2_600_000, MemoryBytes: 64 << 20,
 			MemoryLimit: 256 << 20, Epoch: 7, Strategy: PostCopy, Config: []byte{0xa0}},
-		Accept{Paging: true, StoreWarm: false},
+		Accept{Paging: true},
 		Refuse{Code: CodeMemory, Reason: "needs 256 MiB, 100 MiB are free", Hint: "stop a worker"},
 		FrozenBody{Table: []byte{1, 2, 3}},
 		Filled{},

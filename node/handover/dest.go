@@ -349,7 +349,7 @@ func (d *Dest) prepared(ev Prepared, now time.Time) []Action {
 	d.phaseAt = now.Add(d.params.HoldTimeout)
 	d.holdEnd = now.Add(d.params.WarmTimeout + d.params.HoldTimeout)
 	d.meta = ev.Meta
-	d.accept = Accept{Paging: ev.Paging, StoreWarm: ev.StoreWarm}
+	d.accept = Accept{Paging: ev.Paging}
 	d.copyAll = d.offer.Strategy.copiesAll(ev.Paging)
 	return []Action{d.send(d.accept)}
 }

@@ -69,9 +69,8 @@ type (
 type (
 	// Prepared answers [Prepare]. Meta goes into the journal's record as it is.
 	Prepared struct {
-		Paging    bool
-		StoreWarm bool
-		Meta      []byte
+		Paging bool
+		Meta   []byte
 	}
 
 	// PrepareFailed answers Prepare; the words go to the user at the source.

@@ -106,9 +106,7 @@ type Accept struct {
 	// Paging says that pages can be fetched after the resume. Without it every
 	// page travels before COMMIT, whatever the strategy.
 	Paging bool `cbor:"1,keyasint"`
-	// StoreWarm says that the destination has pages by name that need not be
-	// sent.
-	StoreWarm bool `cbor:"2,keyasint"`
+	// Key 2 was a bool that nobody looked at.
 }
 
 // A Code classifies a refusal. The numbers are on the wire; a receiver treats
