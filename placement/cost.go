@@ -334,12 +334,8 @@ func overShare(values []weighted, share float64) float64 {
 	return 0
 }
 
-const (
-	// startSetup is how long a destination needs to start a runner, in
-	// seconds; compileRate how many bytes of a module it compiles in one.
-	startSetup  = 0.1
-	compileRate = 2.6e6
-)
+// compileRate is how many bytes of a module a node compiles in a second.
+const compileRate = 2.6e6
 
 // moveInput gathers what a move from here to n depends on.
 func (p *problem) moveInput(n int32, urgency float64) MoveInput {
@@ -349,9 +345,9 @@ func (p *problem) moveInput(n int32, urgency float64) MoveInput {
 	in := MoveInput{
 		Memory: w.Memory, WorkingSet: w.WorkingSet, DirtyRate: w.DirtyRate, Rate: rate,
 		RTT:    RTT{seconds(r.mid), seconds(r.mid + r.tail)},
-		Paging: p.v.nodes[n].Paging, Urgency: urgency, Blackout: p.t.app.Objectives.Blackout,
+		Paging: p.v.nodes[n].Paging, Untracked: w.Untracked, Urgency: urgency, Blackout: p.t.app.Objectives.Blackout,
+		Model: p.v.model(p.here, n),
 	}
-	setup := startSetup
 	module := true
 	for i := range w.Cached {
 		if w.Cached[i].Node == p.v.nodes[n].ID {
@@ -359,9 +355,8 @@ func (p *problem) moveInput(n int32, urgency float64) MoveInput {
 		}
 	}
 	if module {
-		setup += float64(w.Module) * (1/rate + 1/compileRate)
+		in.Setup = seconds(float64(w.Module) * (1/rate + 1/compileRate))
 	}
-	in.Setup = seconds(setup)
 	return in
 }
 

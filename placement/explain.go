@@ -51,7 +51,7 @@ type Term struct {
 	Name  string  `json:"name"`
 	Value float64 `json:"value"`
 	// Unit is ms, B, cost (violated seconds per second), s (violated
-	// seconds), or x for ratios.
+	// seconds), x for ratios, or what is counted.
 	Unit string `json:"unit"`
 	// Limit is the most it may be, in the same unit; 0 without one.
 	Limit float64 `json:"limit,omitempty"`
@@ -257,6 +257,16 @@ func (p *problem) report(c *candidate) Report {
 			p.term("converge", ms(c.convergeAfter.Seconds()), "ms", limit(p.t.app.Objectives.Converge), p.w.MemoryAt, rate),
 			p.term("bytes", float64(o.Bytes), "B", 0, p.w.MemoryAt),
 			p.term("move", c.moveCost, "s", 0, p.w.MemoryAt, rate))
+		if m := p.v.model(p.here, c.node); m.Moves > 0 {
+			// By what of earlier moves there the prediction was corrected.
+			blackout, setup, bytes := m.Factors()
+			seen := Stamp{p.v.now, Observed}
+			r.Terms = append(r.Terms,
+				p.term("learnt-from", float64(m.Moves), "moves", 0, seen),
+				p.term("learnt-blackout", blackout, "x", 0, seen),
+				p.term("learnt-setup", setup, "x", 0, seen),
+				p.term("learnt-bytes", bytes, "x", 0, seen))
+		}
 	}
 	return r
 }

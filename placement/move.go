@@ -46,14 +46,20 @@ type MoveInput struct {
 	DirtyRate          float64
 	// Cached is how many bytes of Memory the destination has already.
 	Cached int64
-	// Rate is that of the path, in bytes per second.
+	// Rate is that of the path, in bytes per second on the wire.
 	Rate float64
 	RTT  RTT
 	// Paging says that the destination can resume before the memory is
-	// there. Without it PostCopy and Hybrid are not possible.
+	// there. Without it PostCopy and Hybrid are not possible: the worker waits
+	// for what is missing.
 	Paging bool
-	// Setup is how long the destination needs to get ready (fetch and
-	// compile the module, start a runner) while the worker still runs.
+	// Untracked says that the source cannot tell what is written while it
+	// copies. All of the memory is then compared at the freeze, where copying
+	// ahead is to help at all: in PreCopy, and in Hybrid without Paging.
+	Untracked bool
+	// Setup is how long the destination needs to get ready, while the worker
+	// still runs, beyond what starting a runner takes: to fetch and compile
+	// the module.
 	Setup time.Duration
 	// Urgency is how many violated seconds each second costs that the
 	// worker stays where it is, 0 to 1: it makes the auto choice commit
@@ -64,45 +70,83 @@ type MoveInput struct {
 	// Deadline is when the source goes away, from now; 0 for never. All
 	// must have been copied by then.
 	Deadline time.Duration
-	// Model is what moves cost on this path apart from copying.
+	// Model is what earlier moves to the destination have taught.
 	Model MoveModel
 }
 
-// A MoveModel holds the part of a blackout that does not depend on memory:
-// RTTs round trips and Fixed, for freezing, journaling and resuming. The zero
-// value is what was measured on the reference machines. Learn adapts it.
+// A MoveModel is what the moves to one destination have taught: by how much
+// they differed from what was predicted. It corrects the three things that the
+// rest of a prediction follows from. The zero value has seen no move and
+// corrects nothing.
 type MoveModel struct {
-	RTTs  float64
-	Fixed time.Duration
+	// Moves is how many moves it has seen.
+	Moves int
+	// Base is about the blackout without the copying in it, Setup about
+	// getting ready, Bytes about what crosses the network: each the natural
+	// logarithm of measured over predicted, so that twice and half as much
+	// count alike.
+	Base, Setup, Bytes float64
 }
 
-// Over 1 to 1.5 round trips and 3 to 8 ms were measured, whatever the size of
-// the memory.
+// A MoveMeasured is what a move was, by the source's clock: as [MoveOption] has
+// it, Total from its start to the source being free.
+type MoveMeasured struct {
+	Blackout, Total time.Duration
+	Bytes           int64
+	// Rate is what the path carried, in bytes per second on the wire; 0 if it
+	// did not show.
+	Rate float64
+}
+
 const (
-	modelRTTs    = 1.25
-	modelRTTsTop = 1.5
-	modelFixed   = 5500 * time.Microsecond
-	modelFixTail = 2500 * time.Microsecond // from Fixed to its 99th percentile
+	// learnStep is the share of an error that is learnt, learnMost the largest
+	// error that counts, so that one odd move shifts a prediction by less than
+	// a sixth; the first few moves may teach more. learnBound bounds all that
+	// is learnt.
+	learnStep  = 0.2
+	learnMost  = 0.7 // twice or half of what was predicted
+	learnBound = 2.1 // eight times
+	// learnBytes is added to both sides of a ratio of bytes: what crosses
+	// beside pages, of which alone a small move consists.
+	learnBytes = 64 << 10
 )
 
-func (m MoveModel) withDefaults() MoveModel {
-	if m.RTTs == 0 {
-		m.RTTs = modelRTTs
+// Learn returns m after a move that was predicted as o, with m, and came to got.
+func (m MoveModel) Learn(o *MoveOption, got MoveMeasured) MoveModel {
+	if got.Blackout <= 0 || got.Total <= 0 || got.Bytes < 0 || o.base <= 0 || o.setup <= 0 {
+		return m // of a move that was not watched to its end
 	}
-	if m.Fixed == 0 {
-		m.Fixed = modelFixed
+	step := max(learnStep, 1/float64(m.Moves+2))
+	learn := func(have, ratio, weight float64) float64 {
+		e := min(max(math.Log(max(ratio, 1e-3)), -learnMost), learnMost)
+		return min(max(have+step*weight*e, -learnBound), learnBound)
 	}
+	bytes := float64(got.Bytes+learnBytes) / float64(o.Bytes+learnBytes)
+	slower := 1.0
+	if rate := sane(got.Rate, 0); rate >= 1 {
+		slower = o.rate / rate
+	}
+	// How long copying took follows from what was copied, and how fast. What is
+	// left of a time is the rest, and the less certain the more of it was
+	// copying.
+	rest := func(all time.Duration, part, copied float64) (ratio, weight float64) {
+		copied *= bytes * slower
+		return (all.Seconds() - copied) / part, part / (part + copied)
+	}
+	ratio, weight := rest(got.Blackout, o.base, o.frozen)
+	m.Base = learn(m.Base, ratio, weight)
+	ratio, weight = rest(got.Total-got.Blackout, o.setup, o.copied)
+	m.Setup = learn(m.Setup, ratio, weight)
+	m.Bytes = learn(m.Bytes, bytes, 1)
+	m.Moves++
 	return m
 }
 
-// Learn returns m after a move that was predicted by o and had the measured
-// blackout. A tenth of the error goes to Fixed, so that one odd move does not
-// spoil it.
-func (m MoveModel) Learn(o MoveOption, measured time.Duration) MoveModel {
-	m = m.withDefaults()
-	const step = 10
-	m.Fixed = min(max(m.Fixed+(measured-o.Blackout)/step, 500*time.Microsecond), time.Second)
-	return m
+// Factors returns by what predictions are multiplied: the blackout without the
+// copying in it, getting ready, and bytes.
+func (m MoveModel) Factors() (blackout, setup, bytes float64) {
+	f := func(log float64) float64 { return math.Exp(min(max(log, -learnBound), learnBound)) }
+	return f(m.Base), f(m.Setup), f(m.Bytes)
 }
 
 // A MoveOption is what one strategy would do.
@@ -125,6 +169,11 @@ type MoveOption struct {
 	Bytes int64
 	// Rounds is the number of times memory is copied while the worker runs.
 	Rounds int
+
+	// What of it a [MoveModel] tells apart, in seconds: the blackout without
+	// copying, the copying in it, getting ready, and the copying before and
+	// after the blackout; and the rate in bytes per second.
+	base, frozen, setup, copied, rate float64
 }
 
 // Total is the time from the start of the move to the source being free.
@@ -143,35 +192,65 @@ type MovePrediction struct {
 // Chosen returns the option that Auto names.
 func (p *MovePrediction) Chosen() *MoveOption { return &p.Options[p.Auto] }
 
+// What was measured of the parts of a move that do not depend on how fast its
+// memory travels (see "What was measured" in DESIGN.md).
+const (
+	// The blackout: round trips and a fixed part, for stopping, journaling and
+	// resuming, and going over the flags of all pages, in seconds a byte.
+	blackoutRTTs  = 1.25
+	blackoutFixed = 5.5e-3
+	blackoutBytes = 4e-3 / (512 << 20)
+	// Its 99th percentile: round trips, and what the fixed part is longer by.
+	blackoutRTTsTop   = 1.5
+	blackoutFixedTail = 2.5e-3
+	// fillRTTs is what waiting for the memory adds beside copying it.
+	fillRTTs = 1
+	// compareBytes is what comparing all of an untracked memory takes, in
+	// seconds a byte.
+	compareBytes = 50e-3 / (64 << 20)
+	// Getting ready, the module compiled already, in seconds.
+	setupRTTs  = 3
+	setupFixed = 120e-3
+)
+
 const (
 	pageBytes = 4 << 10
 	// wireOverhead is what framing, names and QUIC add to a page.
-	wireOverhead = 1.01
+	wireOverhead = 1.02
+	// patchShare is what a page that was sent before takes when it is sent
+	// again, against a whole one: most go as patches.
+	patchShare = 0.1
 	// demandCost is what a demanded page costs beyond the round trip, in
 	// seconds.
 	demandCost = 0.5e-3
 	// rateTail is how much longer than expected a copy takes at the 99th
 	// percentile, relatively: path rates are estimates.
-	rateTail  = 0.15
-	maxRounds = 8
-	// shrink is by how much a round of pre-copy must be smaller than the one
-	// before, or it has stopped converging.
-	shrink = 0.8
+	rateTail = 0.15
+)
+
+// When rounds end, as in package pager: when little is left, when a round does
+// not leave half of what the one before did, or after many.
+const (
+	roundFew    = 32 * pageBytes
+	roundShrink = 0.5
+	roundsMost  = 30
+	roundPause  = 20e-3 // seconds between two rounds
 )
 
 // PredictMove predicts a move with every strategy and chooses one. It is pure
 // and safe for concurrent use.
 //
 // The model is that of Clark et al. ("Live migration of virtual machines",
-// NSDI 2005): each round of pre-copy sends what was written during the one
-// before, so sizes shrink by the ratio of dirty rate to link rate, down to the
-// writable working set, which is rewritten faster than it can be sent.
+// NSDI 2005): each round sends what was written during the one before, so sizes
+// shrink by the ratio of dirty rate to link rate, down to the writable working
+// set, which is rewritten faster than it can be sent. Since what is sent again
+// goes as patches, it shrinks faster than theirs.
 func PredictMove(in MoveInput) MovePrediction {
 	var p MovePrediction
-	m := in.Model.withDefaults()
+	learntBase, learntSetup, learntBytes := in.Model.Factors()
 	rate := sane(in.Rate, 0)
 	if rate < 1 {
-		rate = assumedRate
+		rate = AssumedRate
 	}
 	rtt := in.RTT.spread()
 	if in.RTT.P50 <= 0 {
@@ -187,7 +266,8 @@ func PredictMove(in MoveInput) MovePrediction {
 	if hot <= 0 || hot > memory {
 		hot = memory
 	}
-	copyTime := func(bytes float64) float64 { return bytes * wireOverhead / rate }
+	wire := wireOverhead * learntBytes
+	copyTime := func(bytes float64) float64 { return bytes * wire / rate }
 	// dirtied is how many distinct bytes are written in t: at first in
 	// proportion, then the same pages again.
 	dirtied := func(t float64) float64 {
@@ -196,57 +276,68 @@ func PredictMove(in MoveInput) MovePrediction {
 		}
 		return hot * -math.Expm1(-sane(in.DirtyRate, 0)*t/hot)
 	}
-	base := spread{m.RTTs*rtt.mid + m.Fixed.Seconds(), 0}
-	base.tail = modelRTTsTop*(rtt.mid+rtt.tail) - m.RTTs*rtt.mid + modelFixTail.Seconds()
-	base.tail = max(base.tail, 0)
+	base := spread{blackoutRTTs*rtt.mid + blackoutFixed + blackoutBytes*memory, 0}
+	base.tail = max(blackoutRTTsTop*(rtt.mid+rtt.tail)-blackoutRTTs*rtt.mid+blackoutFixedTail, 0)
+	base = spread{learntBase * base.mid, learntBase * base.tail}
+	setup := learntSetup * (setupFixed + setupRTTs*rtt.mid + in.Setup.Seconds())
 	// stalled is how long the worker waits for the missing part of its
 	// working set: each page it runs into costs a round trip, but none longer
-	// than until the drain, hottest first, has brought it anyway.
-	stalled := func(missing float64) float64 {
+	// than until the push, hottest first, has brought it anyway. Behind rounds
+	// the push follows the commit at once, otherwise it is asked for.
+	stalled := func(missing, asked float64) float64 {
 		demand := rtt.mid + demandCost
-		return min(missing/pageBytes*demand, copyTime(missing)+demand*min(1, missing/pageBytes))
-	}
-	setup := in.Setup.Seconds()
-	fill := func(s Strategy, possible bool, before, frozen, drain, stall, bytes float64, rounds int) {
-		black := base.plus(spread{frozen, rateTail * frozen})
-		o := &p.Options[s]
-		*o = MoveOption{
-			Strategy: s, Possible: possible, Before: seconds(setup + before),
-			Blackout: seconds(black.mid), BlackoutAt: seconds(black.at(z)), Drain: seconds(drain),
-			Stall: seconds(stall), Bytes: int64(math.Ceil(bytes * wireOverhead)), Rounds: rounds,
-		}
-		o.Meets = possible && black.at(z) <= limit
-		o.InTime = possible && (in.Deadline <= 0 || o.Total() <= in.Deadline)
+		return min(missing/pageBytes*demand, copyTime(missing)+asked*demand*min(1, missing/pageBytes))
 	}
 
-	fill(PostCopy, in.Paging, 0, 0, copyTime(lacking), stalled(min(hot, lacking)), lacking, 0)
-
-	first := copyTime(lacking)
-	rest := min(dirtied(first), memory)
-	fill(Hybrid, in.Paging, first, 0, copyTime(rest), stalled(rest), lacking+rest, 1)
-
-	left, before, bytes, rounds := lacking, 0.0, 0.0, 0
-	// Half the room under the objective, at most 5 ms: waiting for less
-	// does not pay, since every round is at least a round trip.
-	enough := 5e-3
-	if room := limit - base.at(z); room < 2*enough {
-		enough = max(room/2, 0.5e-3)
-	}
-	for rounds < maxRounds && copyTime(left) > enough {
-		t := copyTime(left) + rtt.mid
-		before, bytes, rounds = before+t, bytes+left, rounds+1
-		next := min(dirtied(t), memory)
-		if stop := next > shrink*left; stop {
-			left = next
+	// The rounds: how long they take, what they send, and what is left then.
+	// It goes whole: the far side has dropped what it was a version of.
+	left, ahead, bytes, rounds := lacking, 0.0, 0.0, 0
+	for wire := lacking; left > 0 && rounds < roundsMost; {
+		took := copyTime(wire) + roundPause
+		ahead, bytes, rounds = ahead+took, bytes+wire, rounds+1
+		next := min(dirtied(took), memory)
+		over := next <= roundFew || rounds > 1 && next >= roundShrink*left
+		if left, wire = next, next*patchShare; over {
+			// What is stale is told, and acknowledged, before the freeze.
+			ahead += rtt.mid
+			left = min(dirtied(took+rtt.mid), memory)
 			break
 		}
-		left = next
 	}
-	fill(PreCopy, true, before, copyTime(left), 0, 0, bytes+left, rounds)
 
-	fill(StopAndCopy, true, 0, copyTime(lacking), 0, 0, lacking, 0)
+	fill := func(s Strategy, inRounds bool) {
+		o := &p.Options[s]
+		*o = MoveOption{Strategy: s, Possible: in.Paging || s == PreCopy || s == StopAndCopy, base: base.mid, setup: setup, rate: rate}
+		sent, rest, asked := 0.0, lacking, 1.0
+		if inRounds {
+			o.copied, sent, rest, asked = ahead, bytes, left, 0
+			o.Rounds = rounds
+		}
+		o.Before = seconds(setup + o.copied)
+		if in.Untracked && inRounds {
+			o.base += learntBase * compareBytes * memory
+		}
+		drain := rtt.mid
+		if in.Paging && (s == PostCopy || s == Hybrid) {
+			drain += copyTime(rest)
+			o.Stall = seconds(stalled(min(hot, rest), asked))
+		} else {
+			o.base += learntBase * fillRTTs * rtt.mid
+			o.frozen = copyTime(rest)
+		}
+		o.copied += drain
+		black := spread{o.base, base.tail}.plus(spread{o.frozen, rateTail * o.frozen})
+		o.Blackout, o.BlackoutAt, o.Drain = seconds(black.mid), seconds(black.at(z)), seconds(drain)
+		o.Bytes = int64(math.Ceil((sent + rest) * wire))
+		o.Meets = o.Possible && black.at(z) <= limit
+		o.InTime = o.Possible && (in.Deadline <= 0 || o.Total() <= in.Deadline)
+	}
+	fill(PostCopy, false)
+	fill(Hybrid, !in.Untracked || !in.Paging)
+	fill(PreCopy, true)
+	fill(StopAndCopy, false)
 
-	p.Auto = p.choose(in.Urgency)
+	p.Auto = p.choose(in)
 	return p
 }
 
@@ -256,7 +347,7 @@ func (o *MoveOption) harm(urgency float64) float64 {
 	return o.Blackout.Seconds() + o.Stall.Seconds()/2 + urgency*o.Before.Seconds()
 }
 
-func (p *MovePrediction) choose(urgency float64) Strategy {
+func (p *MovePrediction) choose(in MoveInput) Strategy {
 	best := PostCopy // which wins among equals
 	if !p.Options[best].Possible {
 		best = StopAndCopy // always is
@@ -276,7 +367,7 @@ func (p *MovePrediction) choose(urgency float64) Strategy {
 		if !a.Meets && a.BlackoutAt != b.BlackoutAt {
 			return a.BlackoutAt < b.BlackoutAt
 		}
-		ha, hb := a.harm(urgency), b.harm(urgency)
+		ha, hb := a.harm(in.Urgency), b.harm(in.Urgency)
 		if math.Abs(ha-hb) > 1e-3 {
 			return ha < hb
 		}
@@ -286,6 +377,9 @@ func (p *MovePrediction) choose(urgency float64) Strategy {
 		return a.Total() < b.Total()
 	}
 	for s := range strategies {
+		if s == PreCopy && in.Untracked && in.Paging {
+			continue // it hashes all memory again and again: only if asked for
+		}
 		if o := &p.Options[s]; o.Possible && better(o, &p.Options[best]) {
 			best = s
 		}

@@ -14,7 +14,9 @@ type Path struct {
 	// Rate is in bytes per second; 0 means unknown.
 	Rate float64
 	// Loss is the share of packets lost, 0 to 1.
-	Loss  float64
+	Loss float64
+	// Moves is what earlier moves from From to To have taught.
+	Moves MoveModel
 	Stamp Stamp
 }
 
@@ -23,10 +25,11 @@ const (
 	// PathFresh is how long a measured round trip is better than what
 	// coordinates say.
 	PathFresh = 2 * time.Minute
+	// AssumedRate is what a path carries, in bytes per second: 100 Mbit/s.
+	AssumedRate = 12.5e6
 
 	maxRTT      = 60.0      // seconds: whatever is longer is as bad
 	assumedRTT  = 0.1       // seconds
-	assumedRate = 12.5e6    // bytes per second: 100 Mbit/s
 	unknownTail = 0.25      // p99 over p50, less 1, where only the median is known
 	minTail     = 0.5 / 1e3 // seconds: nothing in a network is steadier
 )

@@ -203,7 +203,7 @@ func (v *View) rate(a, b int32) (float64, Stamp) {
 	if rate > 0 {
 		return rate, stamp
 	}
-	rate = assumedRate
+	rate = AssumedRate
 	if up := v.nodes[a].Uplink; up > 0 {
 		rate, stamp = up, Stamp{v.nodes[a].LinkAt.At, Estimated}
 	}
@@ -211,6 +211,17 @@ func (v *View) rate(a, b int32) (float64, Stamp) {
 		rate, stamp = down, Stamp{v.nodes[b].LinkAt.At, Estimated}
 	}
 	return rate, stamp
+}
+
+// model returns what moves from a to b have taught.
+func (v *View) model(a, b int32) MoveModel {
+	var m MoveModel
+	for _, ref := range v.paths[a] {
+		if p := &v.refs[ref.path]; ref.to == b && p.From == v.nodes[a].ID && p.Moves.Moves > 0 {
+			m = p.Moves // the youngest is last
+		}
+	}
+	return m
 }
 
 // Apply changes the view as if the move in d had been made: room, load and

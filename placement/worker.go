@@ -18,7 +18,10 @@ type Worker struct {
 	// of distinct pages are written in a second.
 	Memory, WorkingSet int64
 	DirtyRate          float64
-	MemoryAt           Stamp
+	// Untracked says that its node cannot tell what it writes while it is
+	// copied.
+	Untracked bool
+	MemoryAt  Stamp
 	// Module is the size of its module, in bytes.
 	Module int64
 	Cached []Cached

@@ -179,7 +179,7 @@ func (r *run) moveInput(w, from, to int) placement.MoveInput {
 	d := time.Duration(r.delay(from, to, r.second()) * 1e9)
 	return placement.MoveInput{
 		Memory: u.memory, WorkingSet: u.working, DirtyRate: u.dirty, Rate: linkRate, RTT: placement.RTT{P50: d, P99: d + d/5},
-		Paging: true, Setup: 100 * time.Millisecond,
+		Paging: true,
 	}
 }
 
