@@ -324,7 +324,7 @@ func (n *Node) beginMove(d *dueWorker, decision placement.Decision) bool {
 	}
 	n.tasks.Go(func() {
 		defer func() { <-n.moveSlots; n.lookSoon() }()
-		err := n.moveToOne(d.w, append([]placement.NodeID{decision.To}, decision.Next...), why)
+		err := n.moveToOne(d.w, &decision, why)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.auto = false
@@ -342,16 +342,19 @@ func (n *Node) beginMove(d *dueWorker, decision placement.Decision) bool {
 	return true
 }
 
-// moveToOne moves a worker to the first of several nodes that takes it.
-func (n *Node) moveToOne(w *worker, nodes []placement.NodeID, why reason) error {
+// moveToOne moves a worker to the first of the nodes of a decision that takes it.
+func (n *Node) moveToOne(w *worker, d *placement.Decision, why reason) error {
 	var last error
-	for _, id := range nodes {
+	for _, id := range append([]placement.NodeID{d.To}, d.Next...) {
 		m, ok := n.mesh.Member(mesh.NodeID(id))
 		if !ok {
 			last = fmt.Errorf("node %s is not in the mesh any more", id)
 			continue
 		}
 		req := control.MigrateRequest{Strategy: control.StrategyAuto, TimeoutMs: control.Millis(offerPatience)}
+		if id == d.To && d.Option.Possible {
+			req.Strategy = d.Option.Strategy.String() // by which the move was weighed
+		}
 		_, err := n.relocate(n.ctx, w, m, req, why, func(control.Progress) {})
 		if err == nil {
 			return nil

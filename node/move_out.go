@@ -136,7 +136,7 @@ func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req contr
 	}
 	ms := func(v float64) time.Duration { return time.Duration(v * float64(time.Millisecond)) }
 	m, err := n.moveAway(ctx, w, to, moveOptions{
-		strategy: n.strategy(req.Strategy), offer: ms(req.TimeoutMs), rounds: ms(req.RoundsLimitMs), priority: req.Priority,
+		strategy: n.strategy(req.Strategy, w, to.ID), offer: ms(req.TimeoutMs), rounds: ms(req.RoundsLimitMs), priority: req.Priority,
 		noSampling: req.NoSampling,
 	})
 	if err != nil {
@@ -162,26 +162,6 @@ func (n *Node) migrate(ctx context.Context, w *worker, to mesh.Member, req contr
 			return control.Migration{}, errors.New("the node is stopping")
 		}
 	}
-}
-
-// strategy returns what a strategy of the control API comes to. Rounds cost the
-// worker little and save it most of the waiting after its resume, so they are
-// left out only where writes are dear to find.
-func (n *Node) strategy(name string) handover.Strategy {
-	switch name {
-	case control.StrategyPostCopy:
-		return handover.PostCopy
-	case control.StrategyStopAndCopy:
-		return handover.StopAndCopy
-	case control.StrategyPreCopy:
-		return handover.PreCopy
-	case control.StrategyHybrid:
-		return handover.Hybrid
-	}
-	if n.support.Tracking() {
-		return handover.Hybrid
-	}
-	return handover.PostCopy
 }
 
 // moveOptions are what can be said of a move; zero is what is usual.
@@ -593,7 +573,7 @@ func (m *moveOut) finish(r handover.Result) {
 	if r.Outcome != handover.Moved {
 		m.letGo()
 	}
-	m.learnPath()
+	m.learn()
 	m.n.mu.Lock()
 	delete(m.n.outgoing, m.id)
 	m.n.mu.Unlock()

@@ -9,12 +9,9 @@ import (
 
 	"meshnode/mesh"
 	"meshnode/node/control"
-	"meshnode/node/handover"
 	"meshnode/pager"
+	"meshnode/placement"
 )
-
-// strategies are all there are, in the order of control.Strategies.
-var strategies = []handover.Strategy{handover.Hybrid, handover.PostCopy, handover.PreCopy, handover.StopAndCopy}
 
 const (
 	// planSample is how long a worker is watched for a plan.
@@ -25,15 +22,24 @@ const (
 	rateFrom = 1 << 20
 	// rateWindow is over how long arriving bytes are counted to tell a rate.
 	rateWindow = time.Second
+	// pathsMost bounds the nodes of which is kept what moves there have shown.
+	pathsMost = 256
 )
 
 // paths knows what moves have shown of the way to other nodes. The zero value
 // is ready. It is safe for concurrent use.
 type paths struct {
-	mu    sync.Mutex
-	rates map[mesh.NodeID]float64 // bytes a second, of the last move there
-	up    seenRate
-	down  seenRate
+	mu   sync.Mutex
+	to   map[mesh.NodeID]*pathShown
+	up   seenRate
+	down seenRate
+}
+
+// A pathShown is what moves to one node have shown.
+type pathShown struct {
+	rate  float64 // bytes a second, of the last move
+	model placement.MoveModel
+	at    time.Time // of the last move
 }
 
 // A seenRate is what this node's link has carried of late in one direction, in
@@ -94,42 +100,53 @@ func (p *paths) arrived(bytes uint64, in time.Duration) {
 	p.down.observe(float64(bytes) / in.Seconds())
 }
 
-func (p *paths) rate(to mesh.NodeID) float64 {
+// known returns the rate that the last move to a node showed, 0 if there was
+// none, and what moves there have taught.
+func (p *paths) known(to mesh.NodeID) (rate float64, model placement.MoveModel) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.rates[to]
+	if s := p.to[to]; s != nil {
+		return s.rate, s.model
+	}
+	return 0, placement.MoveModel{}
 }
 
-func (p *paths) learn(to mesh.NodeID, rate float64) {
+// shownLocked returns the entry of a node to which a move has just ended. If
+// there are too many, that of the longest unused is forgotten.
+func (p *paths) shownLocked(to mesh.NodeID, now time.Time) *pathShown {
+	s := p.to[to]
+	if s == nil {
+		if p.to == nil {
+			p.to = make(map[mesh.NodeID]*pathShown)
+		}
+		if len(p.to) >= pathsMost {
+			oldest := to
+			for id, o := range p.to {
+				if oldest == to || o.at.Before(p.to[oldest].at) {
+					oldest = id
+				}
+			}
+			delete(p.to, oldest)
+		}
+		s = &pathShown{}
+		p.to[to] = s
+	}
+	s.at = now
+	return s
+}
+
+func (p *paths) learn(to mesh.NodeID, rate float64, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.rates == nil {
-		p.rates = make(map[mesh.NodeID]float64)
-	}
-	p.rates[to] = rate
+	p.shownLocked(to, now).rate = rate
 	p.up.observe(rate)
 }
 
-// facts finds out what is known of the way to a node; it takes a round trip.
-func (n *Node) facts(ctx context.Context, to mesh.NodeID) moveFacts {
-	f := moveFacts{rate: n.paths.rate(to)}
-	if limit := float64(n.cfg.PushRate); limit > 0 && (f.rate == 0 || f.rate > limit) {
-		f.rate = limit
-	}
-	for _, m := range n.mesh.Members() {
-		if m.ID == to {
-			f.paging = m.Record.Paging == "userfaultfd"
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-	defer cancel()
-	if p, err := n.mesh.Ping(ctx, to); err == nil {
-		f.rtt = p.RTT
-		if p.Min > 0 {
-			f.rtt = min(f.rtt, p.Smoothed)
-		}
-	}
-	return f
+func (p *paths) learnModel(to mesh.NodeID, o *placement.MoveOption, got placement.MoveMeasured, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.shownLocked(to, now)
+	s.model = s.model.Learn(o, got)
 }
 
 // plan says what a move would be like and changes nothing.
@@ -138,7 +155,7 @@ func (n *Node) plan(ctx context.Context, w *worker, to mesh.Member) (control.Mov
 		return control.MovePlan{}, atHome(w, n)
 	}
 	f := n.facts(ctx, to.ID)
-	if f.rtt == 0 {
+	if f.RTT.P50 == 0 {
 		return control.MovePlan{}, &control.Error{
 			Code: control.CodeUnreachable, Message: fmt.Sprintf("node %s does not answer", to.Record.Name),
 			Hint: "`meshnode node ls` shows which nodes do",
@@ -146,8 +163,7 @@ func (n *Node) plan(ctx context.Context, w *worker, to mesh.Member) (control.Mov
 	}
 	p := control.MovePlan{
 		Worker: w.Name, WorkerID: w.ID, From: n.name(), To: to.Record.Name,
-		MemoryBytes: uint64(w.memoryNow()), RTTMs: control.Millis(f.rtt), RateBytesPerSec: f.rate,
-		Auto: n.strategy(control.StrategyAuto).String(),
+		MemoryBytes: uint64(w.memoryNow()), RTTMs: control.Millis(f.RTT.P50), RateBytesPerSec: f.Rate,
 	}
 	if n.support.Tracking() {
 		a, err := n.sample(ctx, w, planSample)
@@ -155,23 +171,28 @@ func (n *Node) plan(ctx context.Context, w *worker, to mesh.Member) (control.Mov
 			return p, err
 		}
 		p.Activity = &a
-		f.dirty, f.working, f.content = a.DirtyBytesPerSec, int64(a.WrittenBytes), int64(a.ContentBytes)
+		f.DirtyRate, f.WorkingSet, f.Memory = a.DirtyBytesPerSec, int64(a.WrittenBytes), int64(a.ContentBytes)
 	} else {
-		f.content = int64(p.MemoryBytes)
+		f.Memory = int64(p.MemoryBytes)
 		p.Assumed = append(p.Assumed, "the worker writes nothing: this kernel does not track writes")
 	}
-	if f.rate == 0 {
-		p.Assumed = append(p.Assumed, fmt.Sprintf("%.0f Mbit/s: no move has shown yet what the way to %s carries", assumedRate*8/1e6, to.Record.Name))
+	if f.Rate == 0 {
+		p.Assumed = append(p.Assumed, fmt.Sprintf("%.0f Mbit/s: no move has shown yet what the way to %s carries", placement.AssumedRate*8/1e6, to.Record.Name))
 	}
 	p.Assumed = append(p.Assumed, fmt.Sprintf("node %s holds none of the pages and has compiled the module", to.Record.Name))
 	// A worker that came to hardly a page twice may have many more to write.
-	if f.dirty*planSample.Seconds() < 1.5*float64(f.working) {
-		f.working = 0
+	if f.DirtyRate*planSample.Seconds() < 1.5*float64(f.WorkingSet) {
+		f.WorkingSet = 0
 	}
+	moves := placement.PredictMove(f)
+	p.Auto = moves.Auto.String()
 	for _, s := range strategies {
-		o := predictMove(f, s)
-		o.RateAssumed = f.rate == 0
-		p.Predictions = append(p.Predictions, o)
+		p.Predictions = append(p.Predictions, prediction(moves.Options[s.placement], f.Rate == 0))
+	}
+	if m := f.Model; m.Moves > 0 {
+		l := &control.Learnt{Moves: m.Moves}
+		l.Blackout, l.Setup, l.Bytes = m.Factors()
+		p.Learnt = l
 	}
 	return p, nil
 }
@@ -183,17 +204,18 @@ func atHome(w *worker, n *Node) error {
 // A forecast is the prediction for a move under way, made from what was known
 // before any page travelled.
 type forecast struct {
-	facts chan moveFacts // room for one
-	holes int            // pages never written, at the freeze
+	facts chan placement.MoveInput // room for one
+	holes int                      // pages never written, at the freeze
 
-	mu        sync.Mutex
-	predicted *control.Prediction
-	seen      bool
+	mu          sync.Mutex
+	option      *placement.MoveOption // nil if nothing was predicted
+	rateAssumed bool
+	seen        bool
 }
 
 // startForecast begins to find out what the prediction needs.
 func (m *moveOut) startForecast() {
-	m.forecast.facts = make(chan moveFacts, 1)
+	m.forecast.facts = make(chan placement.MoveInput, 1)
 	m.n.tasks.Go(func() { m.forecast.facts <- m.n.facts(m.n.ctx, m.to) })
 }
 
@@ -207,29 +229,31 @@ func (m *moveOut) predict() {
 		return
 	}
 	c.seen = true
-	var f moveFacts
+	var f placement.MoveInput
 	select {
 	case f = <-c.facts:
 	default:
 		return // the destination was quicker than the ping
 	}
-	f.content = int64(m.memory)
+	f.Memory = int64(m.memory)
 	if m.writes.ready() {
-		f.content -= int64(pager.CountPages(m.writes.zero)) * pager.PageSize
+		f.Memory -= int64(pager.CountPages(m.writes.zero)) * pager.PageSize
 		if r := m.writes.rounds; r != nil {
-			f.dirty = r.Stats().Dirty
+			f.DirtyRate = r.Stats().Dirty
 		}
 	}
-	p := predictMove(f, m.kind)
-	p.RateAssumed = f.rate == 0
-	c.predicted = &p
+	o := predicted(f, m.kind)
+	c.option, c.rateAssumed = &o, f.Rate == 0
 }
 
 // accountLocked adds to a move's result what it was expected to be, and what there is
 // to compare it with.
 func (m *moveOut) accountLocked(r *control.Migration) {
 	m.forecast.mu.Lock()
-	r.Predicted = m.forecast.predicted
+	if o := m.forecast.option; o != nil {
+		p := prediction(*o, m.forecast.rateAssumed)
+		r.Predicted = &p
+	}
 	m.forecast.mu.Unlock()
 	held := 0
 	if m.pages != nil {
@@ -243,28 +267,6 @@ func (m *moveOut) accountLocked(r *control.Migration) {
 	}
 	pages := int(m.memory/pager.PageSize) - m.forecast.holes
 	r.MinimumBytes = uint64(max(pages-held, 0)) * pager.PageSize
-}
-
-// learnPath takes from a move what its path carries: the last rate of the
-// rounds, or else that of the drain.
-func (m *moveOut) learnPath() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.result.Outcome != handover.Moved {
-		return // the time that it took was spent waiting
-	}
-	if m.writes != nil && m.writes.ready() && m.writes.rounds != nil {
-		if rate := m.writes.rounds.Stats().Rate; rate > 0 {
-			m.n.paths.learn(m.to, rate)
-			return
-		}
-	}
-	if m.pages == nil || m.frozen.IsZero() {
-		return
-	}
-	if bytes := m.pages.Stats().Bytes; bytes >= rateFrom {
-		m.n.paths.learn(m.to, float64(bytes)/m.finished.Sub(m.frozen).Seconds())
-	}
 }
 
 // activity is what the move knows of what the worker does; nil if nothing.

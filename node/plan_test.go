@@ -13,7 +13,7 @@ import (
 func TestSeenRates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p paths
-		p.learn("b", 10<<20)
+		p.learn("b", 10<<20, time.Now())
 		if up, down := p.seen(); up != 10<<10 || down != 0 {
 			t.Errorf("after a move out at 10 MiB/s: %d and %d KiB/s", up, down)
 		}

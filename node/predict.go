@@ -1,103 +1,136 @@
 package node
 
 import (
-	"math"
-	"time"
+	"context"
 
+	"meshnode/mesh"
 	"meshnode/node/control"
 	"meshnode/node/handover"
-	"meshnode/pager"
+	"meshnode/placement"
 )
 
-// moveFacts is what a move is predicted from. Sizes are in bytes.
-type moveFacts struct {
-	// content is the memory that was ever written, and working what the worker
-	// touches again and again; 0 if not known.
-	content, working int64
-	// cached is how much of content the destination is known to hold.
-	cached int64
-	// dirty is what the worker writes in a second, as whole pages.
-	dirty float64
-	// rate is what the path carries in a second, and rtt its round trip; 0 if
-	// not known.
-	rate float64
-	rtt  time.Duration
-	// paging says that the destination can run a worker whose memory is not
-	// there yet.
-	paging bool
+// strategies are all there are, in the order of control.Strategies, with what
+// placement calls them: the one model of a move is there.
+var strategies = []struct {
+	handover  handover.Strategy
+	placement placement.Strategy
+}{
+	{handover.Hybrid, placement.Hybrid},
+	{handover.PostCopy, placement.PostCopy},
+	{handover.PreCopy, placement.PreCopy},
+	{handover.StopAndCopy, placement.StopAndCopy},
 }
 
-// What is taken for what is not known, and what was measured of the parts of a
-// move that do not depend on memory (see "What was measured" in DESIGN.md).
-const (
-	assumedRate = 100e6 / 8
-	assumedRTT  = 20 * time.Millisecond
-
-	blackoutRTTs  = 1.25
-	blackoutFixed = 5500 * time.Microsecond
-	setupRTTs     = 3
-	setupFixed    = 120 * time.Millisecond // the module compiled already
-	wireShare     = 1.02                   // of a page: its name, frames, QUIC
-)
-
-// When rounds end: as pager.Rounds has it, but for what that learns within one.
-const (
-	fewBytes   = 32 * pager.PageSize
-	shrink     = 0.5
-	roundsMost = 30
-)
-
-// predictMove says what a move would be like with a strategy. It is arithmetic
-// and nothing else: the model of Clark et al. (Live Migration of Virtual
-// Machines, NSDI 2005), in which each round sends what was written during the
-// one before.
-func predictMove(f moveFacts, s handover.Strategy) control.Prediction {
-	if f.rate <= 0 {
-		f.rate = assumedRate
-	}
-	if f.rtt <= 0 {
-		f.rtt = assumedRTT
-	}
-	left := float64(max(f.content-f.cached, 0))
-	send := func(bytes float64) time.Duration {
-		return time.Duration(bytes * wireShare / f.rate * float64(time.Second))
-	}
-	hot := float64(f.working)
-	if hot <= 0 || hot > float64(f.content) {
-		hot = float64(f.content)
-	}
-	// written is how many bytes of pages are written in t: first in proportion,
-	// then the same ones again.
-	written := func(t time.Duration) float64 {
-		if hot <= 0 {
-			return 0
-		}
-		return hot * -math.Expm1(-f.dirty*t.Seconds()/hot)
-	}
-	before := setupFixed + setupRTTs*f.rtt
-	blackout := blackoutFixed + time.Duration(blackoutRTTs*float64(f.rtt))
-
-	bytes, rounds := 0.0, 0
-	for s.Rounds() && left > 0 && rounds < roundsMost {
-		took := send(left)
-		before += took
-		bytes += left
-		next := written(took)
-		rounds++
-		stalled := rounds > 1 && next >= shrink*left
-		if left = next; stalled || left <= fewBytes {
-			break
+// predicted is what placement says of a move by s.
+func predicted(in placement.MoveInput, s handover.Strategy) placement.MoveOption {
+	p := placement.PredictMove(in)
+	for _, k := range strategies {
+		if k.handover == s {
+			return p.Options[k.placement]
 		}
 	}
-	bytes += left
-	drain := f.rtt
-	if s == handover.StopAndCopy || s == handover.PreCopy || !f.paging {
-		blackout += send(left)
-	} else {
-		drain += send(left)
-	}
+	return *p.Chosen()
+}
+
+// prediction is an option in the words of the control API.
+func prediction(o placement.MoveOption, rateAssumed bool) control.Prediction {
 	return control.Prediction{
-		Strategy: s.String(), BlackoutMs: control.Millis(blackout), TotalMs: control.Millis(before + blackout + drain),
-		Bytes: uint64(bytes * wireShare), Rounds: rounds,
+		Strategy: o.Strategy.String(), BlackoutMs: control.Millis(o.Blackout), TotalMs: control.Millis(o.Total()),
+		Bytes: uint64(o.Bytes), Rounds: o.Rounds, RateAssumed: rateAssumed,
 	}
+}
+
+// known is what is known of a move to a node without asking it. The worker's
+// memory is left to the caller.
+func (n *Node) known(to mesh.NodeID) placement.MoveInput {
+	in := placement.MoveInput{Untracked: !n.support.Tracking()}
+	in.Rate, in.Model = n.paths.known(to)
+	if limit := float64(n.cfg.PushRate); limit > 0 && (in.Rate == 0 || in.Rate > limit) {
+		in.Rate = limit
+	}
+	if m, ok := n.mesh.Member(to); ok {
+		in.Paging = m.Record.Paging == "userfaultfd"
+	}
+	if rtt, _, ok := n.rtts.get(to); ok {
+		in.RTT = rtt
+	}
+	return in
+}
+
+// facts is known, with a round trip of this moment; without an answer there is
+// none.
+func (n *Node) facts(ctx context.Context, to mesh.NodeID) placement.MoveInput {
+	in := n.known(to)
+	in.RTT = placement.RTT{}
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	if p, err := n.mesh.Ping(ctx, to); err == nil {
+		in.RTT.P50 = p.RTT
+		if p.Min > 0 {
+			in.RTT.P50 = min(p.RTT, p.Smoothed)
+		}
+	}
+	return in
+}
+
+// strategy returns what a strategy of the control API comes to for a worker
+// that is to move there: for "auto" what the model chooses.
+func (n *Node) strategy(name string, w *worker, to mesh.NodeID) handover.Strategy {
+	for _, s := range strategies {
+		if s.handover.String() == name {
+			return s.handover
+		}
+	}
+	in := n.known(to)
+	in.Memory = w.memoryNow()
+	return chosen(in)
+}
+
+// chosen is the strategy that "auto" comes to.
+func chosen(in placement.MoveInput) handover.Strategy {
+	auto := placement.PredictMove(in).Auto
+	for _, s := range strategies {
+		if s.placement == auto {
+			return s.handover
+		}
+	}
+	panic("strategy " + auto.String() + " is not in the list")
+}
+
+// learn takes from a finished move what the path carries, and how the move
+// differed from what was predicted.
+func (m *moveOut) learn() {
+	m.forecast.mu.Lock()
+	option := m.forecast.option
+	m.forecast.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.result.Outcome != handover.Moved || m.frozen.IsZero() {
+		return // the time was spent waiting, or was not watched
+	}
+	rate := m.carriedLocked()
+	if rate > 0 {
+		m.n.paths.learn(m.to, rate, m.finished)
+	}
+	if option != nil && !m.running.IsZero() {
+		m.n.paths.learnModel(m.to, option, placement.MoveMeasured{
+			Blackout: m.blackoutLocked(), Total: m.finished.Sub(m.started), Bytes: int64(m.sentLocked().Bytes), Rate: rate,
+		}, m.finished)
+	}
+}
+
+// carriedLocked is what the path has carried, in bytes a second: the last rate
+// of the rounds, or else that of the drain; 0 if it was too little to tell.
+func (m *moveOut) carriedLocked() float64 {
+	if m.writes != nil && m.writes.ready() && m.writes.rounds != nil {
+		if rate := m.writes.rounds.Stats().Rate; rate > 0 {
+			return rate
+		}
+	}
+	if m.pages != nil {
+		if bytes := m.pages.Stats().Bytes; bytes >= rateFrom {
+			return float64(bytes) / m.finished.Sub(m.frozen).Seconds()
+		}
+	}
+	return 0
 }

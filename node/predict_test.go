@@ -1,72 +1,59 @@
 package node
 
 import (
-	"math/rand/v2"
+	"fmt"
 	"testing"
 	"time"
 
+	"meshnode/mesh"
 	"meshnode/node/control"
 	"meshnode/node/handover"
+	"meshnode/placement"
 )
 
-func TestPredictMove(t *testing.T) {
-	fast := moveFacts{content: 64 << 20, rate: 12.5e6, rtt: 10 * time.Millisecond, paging: true}
-	busy := fast
-	busy.dirty, busy.working = 50<<20, 8<<20
-	idle := fast
-	idle.dirty = 1 << 20
-	copyMs := 64 * (1 << 20) * wireShare / 12.5e6 * 1000
+// Every strategy is predicted under its own name, and "auto" is one of them.
+func TestPredictedStrategies(t *testing.T) {
+	in := placement.MoveInput{Memory: 64 << 20, Rate: 12.5e6, RTT: placement.RTT{P50: 10 * time.Millisecond}, Paging: true}
+	for i, s := range strategies {
+		o := predicted(in, s.handover)
+		if name := control.Strategies[1+i]; s.handover.String() != name || o.Strategy != s.placement || prediction(o, false).Strategy != name {
+			t.Errorf("%s is predicted as %+v", name, o)
+		}
+	}
 	for _, c := range []struct {
-		name     string
-		facts    moveFacts
-		strategy handover.Strategy
-		blackout [2]float64 // ms, from and to
-		pages    [2]float64 // times the content that crosses
-		rounds   [2]int
+		paging, untracked bool
+		want              handover.Strategy
 	}{
-		{"post-copy", fast, handover.PostCopy, [2]float64{10, 20}, [2]float64{1, 1.03}, [2]int{0, 0}},
-		{"stop-and-copy", fast, handover.StopAndCopy, [2]float64{copyMs, copyMs + 30}, [2]float64{1, 1.03}, [2]int{0, 0}},
-		{"hybrid, nothing written", fast, handover.Hybrid, [2]float64{10, 20}, [2]float64{1, 1.03}, [2]int{1, 1}},
-		{"hybrid, converging", idle, handover.Hybrid, [2]float64{10, 20}, [2]float64{1.05, 1.2}, [2]int{2, 4}},
-		{"pre-copy, converging", idle, handover.PreCopy, [2]float64{10, 40}, [2]float64{1.05, 1.2}, [2]int{2, 4}},
-		// What is rewritten all the time travels in the blackout.
-		{"pre-copy, stalled", busy, handover.PreCopy, [2]float64{600, 800}, [2]float64{1.2, 1.6}, [2]int{2, 4}},
-		{"hybrid, stalled", busy, handover.Hybrid, [2]float64{10, 20}, [2]float64{1.2, 1.6}, [2]int{2, 4}},
+		{true, false, handover.Hybrid},
+		{true, true, handover.PostCopy},
+		{false, false, handover.PreCopy},
+		{false, true, handover.PreCopy},
 	} {
-		p := predictMove(c.facts, c.strategy)
-		wire := float64(p.Bytes) / float64(c.facts.content)
-		if p.BlackoutMs < c.blackout[0] || p.BlackoutMs > c.blackout[1] || wire < c.pages[0] || wire > c.pages[1] ||
-			p.Rounds < c.rounds[0] || p.Rounds > c.rounds[1] || p.Strategy != c.strategy.String() {
-			t.Errorf("%s: %+v, %.2f times the content; want a blackout of %v ms, %v times the content, %v rounds",
-				c.name, p, wire, c.blackout, c.pages, c.rounds)
+		in := in
+		in.Paging, in.Untracked = c.paging, c.untracked
+		if got := chosen(in); got != c.want {
+			t.Errorf("paging %v, untracked %v: %s, want %s", c.paging, c.untracked, got, c.want)
 		}
 	}
+}
 
-	// A destination that cannot page holds the worker up for what is missing.
-	blind := fast
-	blind.paging = false
-	if p := predictMove(blind, handover.PostCopy); p.BlackoutMs < copyMs {
-		t.Errorf("post-copy without paging: %+v", p)
+// What moves have shown is kept for a bounded number of nodes, those of late.
+func TestPathsBounded(t *testing.T) {
+	var p paths
+	start := time.Now()
+	for i := range 3 * pathsMost {
+		p.learn(mesh.NodeID(fmt.Sprint(i)), 1e6, start.Add(time.Duration(i)))
+		o := predicted(placement.MoveInput{Memory: 1 << 20}, handover.Hybrid)
+		p.learnModel("often", &o, placement.MoveMeasured{Blackout: o.Blackout, Total: o.Total(), Bytes: o.Bytes}, start.Add(time.Duration(i)))
 	}
-	// Whatever the facts, all numbers are there and make sense.
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 0))
-	for range 2000 {
-		f := moveFacts{
-			content: r.Int64N(1 << 33), working: r.Int64N(1<<33) - 1<<30, cached: r.Int64N(1 << 33),
-			dirty: r.Float64() * 1e10 * float64(r.IntN(2)), rate: r.Float64() * 1e9 * float64(r.IntN(2)),
-			rtt: time.Duration(r.Int64N(int64(time.Second))), paging: r.IntN(2) == 0,
-		}
-		for _, s := range strategies {
-			p := predictMove(f, s)
-			if !(p.BlackoutMs > 0) || p.TotalMs < p.BlackoutMs || p.Rounds > roundsMost || (p.Rounds > 0) != (s.Rounds() && f.content > f.cached) {
-				t.Fatalf("%+v by %s: %+v", f, s, p)
-			}
-			if lacking := max(f.content-f.cached, 0); p.Bytes < uint64(lacking) {
-				t.Fatalf("%+v by %s: %d bytes of %d", f, s, p.Bytes, lacking)
-			}
-		}
+	if len(p.to) != pathsMost {
+		t.Errorf("%d nodes, want %d", len(p.to), pathsMost)
+	}
+	if _, m := p.known("often"); m.Moves != 3*pathsMost {
+		t.Errorf("%d moves to the node in use, want %d", m.Moves, 3*pathsMost)
+	}
+	if rate, _ := p.known("0"); rate != 0 {
+		t.Error("the node of the longest ago is still known")
 	}
 }
 
@@ -151,13 +138,25 @@ func TestSampleAndPlan(t *testing.T) {
 	if m.MinimumBytes < 16<<20 || m.MinimumBytes > m.MemoryBytes {
 		t.Errorf("at least %d bytes had to move, of %d", m.MinimumBytes, m.MemoryBytes)
 	}
-	if a.paths.rate(b.ID()) <= 0 {
-		t.Error("the move has not shown what the path carries")
+	if rate, model := a.paths.known(b.ID()); rate <= 0 || model.Moves != 1 {
+		t.Errorf("the move has shown a rate of %v and taught %+v", rate, model)
 	}
 	call(b, "pace")
 	call(b, "stats")
 	p, err = b.client.Plan(t.Context(), "kv", control.MigrateRequest{To: "n0"})
-	if err != nil || p.From != "n1" {
+	if err != nil || p.From != "n1" || p.Learnt != nil {
 		t.Errorf("the way back: %+v, %v", p, err)
+	}
+	for _, to := range []string{"n0", "n1"} {
+		if _, err := a.client.Migrate(t.Context(), "kv", control.MigrateRequest{To: to}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	call(b, "stats")
+	if _, model := a.paths.known(b.ID()); model.Moves != 2 {
+		t.Errorf("two moves there have taught %+v", model)
+	}
+	if p, err = b.client.Plan(t.Context(), "kv", control.MigrateRequest{To: "n0"}); err != nil || p.Learnt == nil || p.Learnt.Moves != 1 {
+		t.Errorf("a plan after a move: %+v, %v", p, err)
 	}
 }

@@ -181,6 +181,11 @@ func (n *Node) view(ctx context.Context, entries []mesh.NodeID) (v *placement.Vi
 			notes = append(notes, fmt.Sprintf("the capability document of node %s is missing: it counts as one without labels and interfaces", m.Record.Name))
 		}
 	}
+	for i := range paths {
+		if p := &paths[i]; p.From == placement.NodeID(n.id) {
+			p.Rate, p.Moves = n.paths.known(mesh.NodeID(p.To))
+		}
+	}
 	slices.Sort(notes)
 	v, err = placement.NewView(now, nodes, paths)
 	return v, notes, err
@@ -285,7 +290,7 @@ func (w *worker) factsOf(used int64, now time.Time) placement.Worker {
 	p := placement.Worker{
 		ID: placement.WorkerID(w.ID), Name: w.Name, Owner: placement.NodeID(w.node.id),
 		Memory: used, WorkingSet: min(used, int64(s.rate*dirtyPerEvent)), DirtyRate: min(s.rate*dirtyPerEvent, float64(used)),
-		MemoryAt: observed, Module: w.ModuleBytes,
+		Untracked: !w.node.support.Tracking(), MemoryAt: observed, Module: w.ModuleBytes,
 	}
 	if !s.last.IsZero() {
 		p.Event = placement.EventTime{P50: s.p50, P99: s.p99, Rate: s.rate, Stamp: placement.Stamp{At: s.last, From: placement.Observed}}

@@ -103,6 +103,9 @@ func planTable(w io.Writer, p control.MovePlan) {
 		s += fmt.Sprintf(", %s/s as of the last move", shortSize(p.RateBytesPerSec))
 	}
 	fmt.Fprintln(w, s)
+	if l := p.Learnt; l != nil {
+		fmt.Fprintf(w, "learnt from %s there: blackout x %.2f, getting ready x %.2f, bytes x %.2f\n", plural(l.Moves, "move"), l.Blackout, l.Setup, l.Bytes)
+	}
 	for _, what := range p.Assumed {
 		fmt.Fprintf(w, "assumed: %s\n", freeText(what))
 	}

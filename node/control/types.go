@@ -532,8 +532,22 @@ type MovePlan struct {
 	Activity        *Activity `json:"activity,omitempty"`
 	RTTMs           float64   `json:"rttMs"`
 	RateBytesPerSec float64   `json:"rateBytesPerSec"`
+	// Learnt is what earlier moves there have changed in the predictions; nil
+	// if there were none.
+	Learnt *Learnt `json:"learnt,omitempty"`
 	// Assumed says in sentences what was not known and taken for granted.
 	Assumed []string `json:"assumed"`
+}
+
+// Learnt is what a node has learnt from the moves to another.
+type Learnt struct {
+	// Moves is how many there were.
+	Moves int `json:"moves"`
+	// By what predictions are multiplied: the blackout but for copying in it,
+	// the time to get ready, and what crosses the network.
+	Blackout float64 `json:"blackout"`
+	Setup    float64 `json:"setup"`
+	Bytes    float64 `json:"bytes"`
 }
 
 // Prediction is what a move is expected to be.
