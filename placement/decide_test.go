@@ -530,8 +530,8 @@ func TestReservationsConserve(t *testing.T) {
 		for _, h := range want {
 			sum = sum.plus(h.need)
 		}
-		if got.Memory != sum.Memory || got.CPU-sum.CPU > 1e-6 || sum.CPU-got.CPU > 1e-6 || res.Len(now) != len(want) || !got.fits(free) {
-			t.Fatalf("got %+v in %d, want %+v in %d", got, res.Len(now), sum, len(want))
+		if got.Memory != sum.Memory || got.CPU-sum.CPU > 1e-6 || sum.CPU-got.CPU > 1e-6 || len(res.held) != len(want) || !got.fits(free) {
+			t.Fatalf("got %+v in %d, want %+v in %d", got, len(res.held), sum, len(want))
 		}
 	}
 	if accepted == 0 || refused == 0 {

@@ -90,12 +90,6 @@ func (r *Reservations) Held(now time.Time) Need {
 	return r.total()
 }
 
-// Len is the number of reservations held at now.
-func (r *Reservations) Len(now time.Time) int {
-	r.expire(now)
-	return len(r.held)
-}
-
 func (r *Reservations) total() Need {
 	var n Need
 	for _, h := range r.held {
