@@ -53,6 +53,8 @@ func (n *Node) known(to mesh.NodeID) placement.MoveInput {
 	}
 	if rtt, _, ok := n.rtts.get(to); ok {
 		in.RTT = rtt
+	} else if rtt, ok := n.mesh.Estimate(n.id, to); ok {
+		in.RTT.P50 = rtt
 	}
 	return in
 }
