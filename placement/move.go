@@ -342,9 +342,10 @@ func PredictMove(in MoveInput) MovePrediction {
 }
 
 // harm is what an option costs the user, in seconds. A second of stalls counts
-// half of one of blackout: the worker gets on between them.
+// like one of blackout: the worker gets on between them, but what it handles
+// meanwhile is as late.
 func (o *MoveOption) harm(urgency float64) float64 {
-	return o.Blackout.Seconds() + o.Stall.Seconds()/2 + urgency*o.Before.Seconds()
+	return o.Blackout.Seconds() + o.Stall.Seconds() + urgency*o.Before.Seconds()
 }
 
 func (p *MovePrediction) choose(in MoveInput) Strategy {
