@@ -241,6 +241,9 @@ func (p *problem) evaluate(n int32) candidate {
 				net.mid += p.added
 			}
 			width := riskWidth
+			if home {
+				width = riskWidthHome
+			}
 			if u.row.from[n] != Measured {
 				width, c.estimated = riskWidthEstimated, true
 			}
