@@ -12,4 +12,9 @@
 // The files: world_test.go (places, delays, traces), run_test.go (the
 // discrete-event simulation), policy_test.go, oracle_test.go, and sim_test.go,
 // which compares.
+//
+// BenchmarkPolicies makes the figures of the design document. The environment
+// sets its scale: SIM_NODES (1000; ten workers for each), SIM_SECONDS (600) and
+// SIM_SEEDS (1,2). With -bench 'Policies/radio=true' it leaves out the worlds
+// whose users' own links are never slow.
 package sim

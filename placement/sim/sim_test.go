@@ -1,7 +1,11 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -67,12 +71,24 @@ func TestRepeatable(t *testing.T) {
 }
 
 // The figures of the design document. One run is the result; time does not
-// matter.
+// matter. The package comment says how to run it at another scale.
 func BenchmarkPolicies(b *testing.B) {
+	numbers := func(name, otherwise string) (out []int) {
+		for _, s := range strings.Split(cmp.Or(os.Getenv(name), otherwise), ",") {
+			n, err := strconv.Atoi(s)
+			if err != nil || n < 1 {
+				b.Fatalf("%s: %q is no list of numbers from 1 up", name, os.Getenv(name))
+			}
+			out = append(out, n)
+		}
+		return out
+	}
+	nodes, seconds := numbers("SIM_NODES", "1000")[0], numbers("SIM_SECONDS", "600")[0]
+	clouds := max(1, nodes*3/100)
 	for _, radio := range []bool{false, true} {
-		for seed := range uint64(2) {
-			b.Run(fmt.Sprintf("radio=%v/seed=%d", radio, seed+1), func(b *testing.B) {
-				cfg := config{seed: seed + 1, edges: 970, clouds: 30, workers: 10_000, seconds: 600, radio: radio}
+		for _, seed := range numbers("SIM_SEEDS", "1,2") {
+			b.Run(fmt.Sprintf("radio=%v/seed=%d", radio, seed), func(b *testing.B) {
+				cfg := config{seed: uint64(seed), edges: nodes - clouds, clouds: clouds, workers: 10 * nodes, seconds: seconds, radio: radio}
 				for b.Loop() {
 					out := compare(newWorld(cfg))
 					logOutcomes(b, cfg, out)
