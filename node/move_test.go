@@ -85,6 +85,28 @@ func TestHomeAtOnce(t *testing.T) {
 	}
 }
 
+// After the commit pages come from where the worker was before, too, when the way
+// from its last home is thin.
+func TestPagesElsewhere(t *testing.T) {
+	nodes := startNodes(t, 3)
+	a, b, c := nodes[0], nodes[1], nodes[2]
+	a.run(t, app(t, "kvstore"), control.RunRequest{Name: "kv", MemoryLimit: 96 << 20})
+	a.call(t, "kv", "init 16MiB")
+	a.call(t, "kv", "fill")
+	want := a.call(t, "kv", "digest")
+	known(t, "kv", b, c)
+	a.migrate(t, "kv", b, control.StrategyAuto)
+	b.budget = pager.NewBudget(2 << 20)
+	m := b.migrate(t, "kv", c, control.StrategyPostCopy)
+	// The source alone would take eight seconds for all of it.
+	if m.PagesElsewhere == 0 || m.BytesOnWire >= 16<<20 {
+		t.Errorf("%d pages came from elsewhere, and %d bytes from the source", m.PagesElsewhere, m.BytesOnWire)
+	}
+	if got := c.call(t, "kv", "digest"); got != want {
+		t.Errorf("digest %s, was %s", got, want)
+	}
+}
+
 // A move that is not to sample the working set does not, however busy the worker is.
 func TestNoSampling(t *testing.T) {
 	nodes := startNodes(t, 2)
