@@ -197,14 +197,19 @@ func (p *MovePrediction) Chosen() *MoveOption { return &p.Options[p.Auto] }
 const (
 	// The blackout: round trips and a fixed part, for stopping, journaling and
 	// resuming, and going over the flags of all pages, in seconds a byte.
-	blackoutRTTs  = 1.25
-	blackoutFixed = 5.5e-3
+	blackoutRTTs  = 1.05
+	blackoutFixed = 3.5e-3
 	blackoutBytes = 4e-3 / (512 << 20)
 	// Its 99th percentile: round trips, and what the fixed part is longer by.
 	blackoutRTTsTop   = 1.5
-	blackoutFixedTail = 2.5e-3
+	blackoutFixedTail = 4.5e-3
 	// fillRTTs is what waiting for the memory adds beside copying it.
-	fillRTTs = 1
+	fillRTTs = 2
+	// Where no rounds have gone before, what the destination holds already is
+	// named, which takes nameShare of its bytes, and looked up there, in seconds
+	// a byte.
+	nameShare   = 32.0 / pageBytes
+	lookupBytes = 30e-3 / (9 << 20)
 	// compareBytes is what comparing all of an untracked memory takes, in
 	// seconds a byte.
 	compareBytes = 50e-3 / (64 << 20)
@@ -308,27 +313,28 @@ func PredictMove(in MoveInput) MovePrediction {
 	fill := func(s Strategy, inRounds bool) {
 		o := &p.Options[s]
 		*o = MoveOption{Strategy: s, Possible: in.Paging || s == PreCopy || s == StopAndCopy, base: base.mid, setup: setup, rate: rate}
-		sent, rest, asked := 0.0, lacking, 1.0
+		sent, rest, asked, named := 0.0, lacking, 1.0, memory-lacking
 		if inRounds {
-			o.copied, sent, rest, asked = ahead, bytes, left, 0
+			o.copied, sent, rest, asked, named = ahead, bytes, left, 0, 0
 			o.Rounds = rounds
 		}
+		filling := copyTime(rest+nameShare*named) + lookupBytes*named
 		o.Before = seconds(setup + o.copied)
 		if in.Untracked && inRounds {
 			o.base += learntBase * compareBytes * memory
 		}
 		drain := rtt.mid
 		if in.Paging && (s == PostCopy || s == Hybrid) {
-			drain += copyTime(rest)
+			drain += filling
 			o.Stall = seconds(stalled(min(hot, rest), asked))
 		} else {
 			o.base += learntBase * fillRTTs * rtt.mid
-			o.frozen = copyTime(rest)
+			o.frozen = filling
 		}
 		o.copied += drain
 		black := spread{o.base, base.tail}.plus(spread{o.frozen, rateTail * o.frozen})
 		o.Blackout, o.BlackoutAt, o.Drain = seconds(black.mid), seconds(black.at(z)), seconds(drain)
-		o.Bytes = int64(math.Ceil((sent + rest) * wire))
+		o.Bytes = int64(math.Ceil((sent + rest + nameShare*named) * wire))
 		o.Meets = o.Possible && black.at(z) <= limit
 		o.InTime = o.Possible && (in.Deadline <= 0 || o.Total() <= in.Deadline)
 	}

@@ -29,7 +29,7 @@ func TestPredictMove(t *testing.T) {
 		{"hurry", func(in *MoveInput) { in.Urgency = 1 }, PostCopy, 13 * ms, 24 * ms},
 		{"no paging, a fast writer", func(in *MoveInput) { in.Paging, in.DirtyRate, in.WorkingSet = false, 100<<20, 32<<20 }, PreCopy, 1200 * ms, 2400 * ms},
 		{"tiny", func(in *MoveInput) { in.Memory, in.WorkingSet, in.DirtyRate = 8<<10, 8<<10, 0 }, Hybrid, 13 * ms, 24 * ms},
-		{"already there", func(in *MoveInput) { in.Cached = 64 << 20 }, PostCopy, 13 * ms, 24 * ms},
+		{"already there", func(in *MoveInput) { in.Cached = 64 << 20 }, Hybrid, 13 * ms, 24 * ms},
 		{"source leaves in 3 s", func(in *MoveInput) { in.Deadline, in.Cached = 3*time.Second, 40<<20 }, Hybrid, 13 * ms, 24 * ms},
 		{"writes are not seen", func(in *MoveInput) { in.Untracked = true }, PostCopy, 13 * ms, 24 * ms},
 	} {
@@ -56,7 +56,8 @@ func TestPredictMove(t *testing.T) {
 // What each strategy comes to, against what was measured of it.
 func TestPredictStrategies(t *testing.T) {
 	fast := MoveInput{Memory: 64 << 20, Rate: 12.5e6, RTT: RTT{10 * ms, 12 * ms}, Paging: true}
-	idle, busy, blind := fast, fast, fast
+	idle, busy, blind, held := fast, fast, fast, fast
+	held.Cached = held.Memory
 	idle.DirtyRate = 1 << 20
 	busy.DirtyRate, busy.WorkingSet = 50<<20, 8<<20
 	blind.Paging = false
@@ -71,15 +72,18 @@ func TestPredictStrategies(t *testing.T) {
 		rounds   [2]int
 	}{
 		{"post-copy", fast, PostCopy, [2]time.Duration{10 * ms, 20 * ms}, [2]float64{1, 1.03}, [2]int{0, 0}},
-		{"stop-and-copy", fast, StopAndCopy, [2]time.Duration{copying, copying + 30*ms}, [2]float64{1, 1.03}, [2]int{0, 0}},
+		{"stop-and-copy", fast, StopAndCopy, [2]time.Duration{copying, copying + 50*ms}, [2]float64{1, 1.03}, [2]int{0, 0}},
 		{"hybrid, nothing written", fast, Hybrid, [2]time.Duration{10 * ms, 20 * ms}, [2]float64{1, 1.03}, [2]int{1, 1}},
 		{"hybrid, converging", idle, Hybrid, [2]time.Duration{10 * ms, 20 * ms}, [2]float64{1.01, 1.1}, [2]int{2, 4}},
-		{"pre-copy, converging", idle, PreCopy, [2]time.Duration{10 * ms, 40 * ms}, [2]float64{1.01, 1.1}, [2]int{2, 4}},
+		{"pre-copy, converging", idle, PreCopy, [2]time.Duration{10 * ms, 50 * ms}, [2]float64{1.01, 1.1}, [2]int{2, 4}},
 		// What is rewritten all the time travels in the blackout, whole.
 		{"pre-copy, stalled", busy, PreCopy, [2]time.Duration{150 * ms, 800 * ms}, [2]float64{1.05, 1.3}, [2]int{2, 4}},
 		{"hybrid, stalled", busy, Hybrid, [2]time.Duration{10 * ms, 20 * ms}, [2]float64{1.05, 1.3}, [2]int{2, 4}},
+		// What is there already is named, and looked up while the worker waits.
+		{"stop-and-copy, held", held, StopAndCopy, [2]time.Duration{200 * ms, 400 * ms}, [2]float64{0.005, 0.01}, [2]int{0, 0}},
+		{"hybrid, held", held, Hybrid, [2]time.Duration{10 * ms, 20 * ms}, [2]float64{0, 0}, [2]int{0, 0}},
 		// A destination that cannot page holds the worker up for what is missing.
-		{"post-copy without paging", blind, PostCopy, [2]time.Duration{copying, copying + 30*ms}, [2]float64{1, 1.03}, [2]int{0, 0}},
+		{"post-copy without paging", blind, PostCopy, [2]time.Duration{copying, copying + 50*ms}, [2]float64{1, 1.03}, [2]int{0, 0}},
 	} {
 		o := PredictMove(c.in).Options[c.strategy]
 		if bytes := float64(o.Bytes) / memory; o.Blackout < c.blackout[0] || o.Blackout > c.blackout[1] || bytes < c.bytes[0] || bytes > c.bytes[1] ||
