@@ -483,6 +483,7 @@ func (m *moveIn) continued(a handover.Resume) error {
 	}
 	w.events, w.memory = img.Events, uint64(size)
 	w.holders = append([]mesh.NodeID{m.from}, m.holders[:min(len(m.holders), maxHolders-1)]...)
+	w.arrived = time.Now()
 	if err := m.carried(w, img.App); err != nil {
 		return err
 	}

@@ -16,7 +16,9 @@ import (
 const (
 	// planSample is how long a worker is watched for a plan.
 	planSample = 300 * time.Millisecond
-	// pingTimeout bounds asking for the round trip to a destination.
+	// planPings are sent to know the round trip to a destination, within
+	// pingTimeout.
+	planPings   = 3
 	pingTimeout = 2 * time.Second
 	// rateFrom is the least that must have crossed to say what a path carries.
 	rateFrom = 1 << 20
@@ -179,7 +181,12 @@ func (n *Node) plan(ctx context.Context, w *worker, to mesh.Member) (control.Mov
 	if f.Rate == 0 {
 		p.Assumed = append(p.Assumed, fmt.Sprintf("%.0f Mbit/s: no move has shown yet what the way to %s carries", placement.AssumedRate*8/1e6, to.Record.Name))
 	}
-	p.Assumed = append(p.Assumed, fmt.Sprintf("node %s holds none of the pages and has compiled the module", to.Record.Name))
+	f.Cached = w.leftAt(to.ID, f.Memory, f.DirtyRate, time.Now())
+	if f.Cached > 0 {
+		p.Assumed = append(p.Assumed, fmt.Sprintf("node %s still holds %d of the %d MiB, from which the worker came, and has compiled the module", to.Record.Name, f.Cached>>20, f.Memory>>20))
+	} else {
+		p.Assumed = append(p.Assumed, fmt.Sprintf("node %s holds none of the pages and has compiled the module", to.Record.Name))
+	}
 	// A worker that came to hardly a page twice may have many more to write.
 	if f.DirtyRate*planSample.Seconds() < 1.5*float64(f.WorkingSet) {
 		f.WorkingSet = 0
@@ -242,6 +249,7 @@ func (m *moveOut) predict() {
 			f.DirtyRate = r.Stats().Dirty
 		}
 	}
+	f.Cached = m.w.leftAt(m.to, f.Memory, f.DirtyRate, time.Now())
 	o := predicted(f, m.kind)
 	c.option, c.rateAssumed = &o, f.Rate == 0
 }

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"math"
+	"time"
 
 	"meshnode/mesh"
 	"meshnode/node/control"
@@ -60,19 +62,37 @@ func (n *Node) known(to mesh.NodeID) placement.MoveInput {
 }
 
 // facts is known, with a round trip of this moment; without an answer there is
-// none.
+// none. Of a few pings the shortest counts, since what they take longer is
+// mostly this machine's doing, or a queue's.
 func (n *Node) facts(ctx context.Context, to mesh.NodeID) placement.MoveInput {
 	in := n.known(to)
 	in.RTT = placement.RTT{}
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	if p, err := n.mesh.Ping(ctx, to); err == nil {
-		in.RTT.P50 = p.RTT
+	for range planPings {
+		p, err := n.mesh.Ping(ctx, to)
+		if err != nil {
+			break
+		}
+		rtt := p.RTT
 		if p.Min > 0 {
-			in.RTT.P50 = min(p.RTT, p.Smoothed)
+			rtt = min(rtt, p.Smoothed)
+		}
+		if in.RTT.P50 == 0 || rtt < in.RTT.P50 {
+			in.RTT.P50 = rtt
 		}
 	}
 	return in
+}
+
+// leftAt estimates how much of a worker's memory a node still holds: the one
+// that it came from has all but what was written since, which is taken to be
+// spread over all of it. memory is in bytes, dirty in bytes a second.
+func (w *worker) leftAt(to mesh.NodeID, memory int64, dirty float64, now time.Time) int64 {
+	if len(w.holders) == 0 || w.holders[0] != to || w.arrived.IsZero() || memory <= 0 {
+		return 0
+	}
+	return int64(float64(memory) * math.Exp(-dirty*now.Sub(w.arrived).Seconds()/float64(memory)))
 }
 
 // strategy returns what a strategy of the control API comes to for a worker
@@ -125,8 +145,8 @@ func (m *moveOut) learn() {
 // of the rounds, or else that of the drain; 0 if it was too little to tell.
 func (m *moveOut) carriedLocked() float64 {
 	if m.writes != nil && m.writes.ready() && m.writes.rounds != nil {
-		if rate := m.writes.rounds.Stats().Rate; rate > 0 {
-			return rate
+		if st := m.writes.rounds.Stats(); st.Rate > 0 && st.Bytes >= rateFrom {
+			return st.Rate
 		}
 	}
 	if m.pages != nil {

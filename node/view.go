@@ -292,6 +292,10 @@ func (w *worker) factsOf(used int64, now time.Time) placement.Worker {
 		Memory: used, WorkingSet: min(used, int64(s.rate*dirtyPerEvent)), DirtyRate: min(s.rate*dirtyPerEvent, float64(used)),
 		Untracked: !w.node.support.Tracking(), MemoryAt: observed, Module: w.ModuleBytes,
 	}
+	for _, id := range w.holders {
+		// The module is where it ran; of its memory the last one has most.
+		p.Cached = append(p.Cached, placement.Cached{Node: placement.NodeID(id), Bytes: w.leftAt(id, used, p.DirtyRate, now), Module: true})
+	}
 	if !s.last.IsZero() {
 		p.Event = placement.EventTime{P50: s.p50, P99: s.p99, Rate: s.rate, Stamp: placement.Stamp{At: s.last, From: placement.Observed}}
 	}

@@ -109,8 +109,10 @@ type worker struct {
 	// is known of its working set where that cannot be sampled.
 	awaited []pager.PageNum
 	// holders are the nodes where it was, the last one first: they may still
-	// have pages of it. Set before start.
+	// have pages of it. It came here at arrived, zero if it was made here. Set
+	// before start.
 	holders []mesh.NodeID
+	arrived time.Time
 }
 
 // newWorker makes a worker around a runner. It runs once start is called.
