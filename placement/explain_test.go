@@ -2,6 +2,7 @@ package placement
 
 import (
 	"encoding/json"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -157,5 +158,36 @@ func TestPlan(t *testing.T) {
 	pl = view(t, t0, nodes[4:]).Plan(a, w, State{})
 	if len(pl.Changes) != 1 || len(pl.Changes[0].Failures) != 2 || pl.Decision.Action != Stuck {
 		t.Errorf("got %+v", pl)
+	}
+}
+
+// What moves to a node have taught shows in what is predicted of the next one
+// there, in the reasons, and nowhere else.
+func TestExplainShowsWhatWasLearnt(t *testing.T) {
+	taught := path("a", "b", 3*ms)
+	taught.Moves = MoveModel{Moves: 7, Base: math.Log(2), Bytes: math.Log(0.5)}
+	back := path("b", "a", 3*ms) // what b has learnt is about moves from b
+	back.Moves = MoveModel{Moves: 1, Base: 1}
+	v := view(t, t0, []Node{node("a", nil), node("b", nil), node("c", nil)}, taught, back, path("a", "c", 3*ms))
+	e := v.Explain(app(t, nil), worker("a", "a"), State{})
+	learnt := map[string]map[string]float64{}
+	moves := map[string]*MovePrediction{}
+	for _, r := range e.Others {
+		learnt[r.Name], moves[r.Name] = map[string]float64{}, r.Move
+		for _, term := range r.Terms {
+			if what, ok := strings.CutPrefix(term.Name, "learnt-"); ok {
+				learnt[r.Name][what] = math.Round(term.Value*1e6) / 1e6
+			}
+		}
+	}
+	if got, want := learnt["b"], (map[string]float64{"from": 7, "blackout": 2, "setup": 1, "bytes": 0.5}); !maps.Equal(got, want) {
+		t.Errorf("of b: got %v, want %v", got, want)
+	}
+	if len(learnt["c"]) != 0 {
+		t.Errorf("of c, where nothing has gone: %v", learnt["c"])
+	}
+	b, c := moves["b"].Options[Hybrid], moves["c"].Options[Hybrid]
+	if diff := b.Blackout - 2*c.Blackout; diff.Abs() > time.Microsecond || b.Bytes >= c.Bytes {
+		t.Errorf("predicted of b: %v and %d bytes, of c: %v and %d", b.Blackout, b.Bytes, c.Blackout, c.Bytes)
 	}
 }
