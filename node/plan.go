@@ -39,7 +39,7 @@ type paths struct {
 
 // A pathShown is what moves to one node have shown.
 type pathShown struct {
-	rate  float64 // bytes a second, of the last move
+	rate  float64 // bytes a second, the last move counting half
 	model placement.MoveModel
 	at    time.Time // of the last move
 }
@@ -102,8 +102,8 @@ func (p *paths) arrived(bytes uint64, in time.Duration) {
 	p.down.observe(float64(bytes) / in.Seconds())
 }
 
-// known returns the rate that the last move to a node showed, 0 if there was
-// none, and what moves there have taught.
+// known returns the rate that moves to a node have shown, 0 if there were none,
+// and what they have taught.
 func (p *paths) known(to mesh.NodeID) (rate float64, model placement.MoveModel) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -140,7 +140,14 @@ func (p *paths) shownLocked(to mesh.NodeID, now time.Time) *pathShown {
 func (p *paths) learn(to mesh.NodeID, rate float64, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.shownLocked(to, now).rate = rate
+	s := p.shownLocked(to, now)
+	if s.rate > 0 {
+		// Half-way, as ratios go: a move on a busy machine may show a fraction
+		// of what the path carries.
+		s.rate = math.Sqrt(s.rate * rate)
+	} else {
+		s.rate = rate
+	}
 	p.up.observe(rate)
 }
 

@@ -46,6 +46,23 @@ func TestSeenRates(t *testing.T) {
 	})
 }
 
+// One move that was slow counts half, a path that is slow for good shows soon.
+func TestPathRate(t *testing.T) {
+	var p paths
+	for _, rate := range []float64{100e6, 25e6} {
+		p.learn("b", rate, time.Now())
+	}
+	if rate, _ := p.known("b"); rate < 49e6 || rate > 51e6 {
+		t.Errorf("100 MB/s, then 25: %v", rate)
+	}
+	for range 5 {
+		p.learn("b", 10e6, time.Now())
+	}
+	if rate, _ := p.known("b"); rate > 11e6 {
+		t.Errorf("10 MB/s five times: %v", rate)
+	}
+}
+
 // A link that was fast once stays so for a while; a faster one shows at once.
 func TestSeenRateFallsSlowly(t *testing.T) {
 	var r seenRate

@@ -204,10 +204,11 @@ const (
 	blackoutRTTsTop   = 1.5
 	blackoutFixedTail = 4.5e-3
 	// fillRTTs is what waiting for the memory adds beside copying it.
-	fillRTTs = 2
+	fillRTTs = 1
 	// Where no rounds have gone before, what the destination holds already is
-	// named, which takes nameShare of its bytes, and looked up there, in seconds
-	// a byte.
+	// named, which takes nameRTTs and nameShare of its bytes, and looked up
+	// there, in seconds a byte.
+	nameRTTs    = 1
 	nameShare   = 32.0 / pageBytes
 	lookupBytes = 30e-3 / (9 << 20)
 	// compareBytes is what comparing all of an untracked memory takes, in
@@ -329,6 +330,9 @@ func PredictMove(in MoveInput) MovePrediction {
 			o.Stall = seconds(stalled(min(hot, rest), asked))
 		} else {
 			o.base += learntBase * fillRTTs * rtt.mid
+			if named > 0 {
+				o.base += learntBase * nameRTTs * rtt.mid
+			}
 			o.frozen = filling
 		}
 		o.copied += drain

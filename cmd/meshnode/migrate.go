@@ -100,7 +100,7 @@ func planTable(w io.Writer, p control.MovePlan) {
 	}
 	s += fmt.Sprintf("; round trip to %s %s", freeText(p.To), millis(p.RTTMs))
 	if p.RateBytesPerSec > 0 {
-		s += fmt.Sprintf(", %s/s as of the last move", shortSize(p.RateBytesPerSec))
+		s += fmt.Sprintf(", %s/s as of the last moves", shortSize(p.RateBytesPerSec))
 	}
 	fmt.Fprintln(w, s)
 	if l := p.Learnt; l != nil {

@@ -526,8 +526,8 @@ type MovePlan struct {
 	// Auto is the strategy that "auto" takes.
 	Auto        string       `json:"auto"`
 	Predictions []Prediction `json:"predictions"`
-	// What they are made from. RateBytesPerSec is what the last move to that
-	// node showed, 0 if there was none.
+	// What they are made from. RateBytesPerSec is what moves to that node have
+	// shown, the last one counting most, 0 if there were none.
 	MemoryBytes     uint64    `json:"memoryBytes"`
 	Activity        *Activity `json:"activity,omitempty"`
 	RTTMs           float64   `json:"rttMs"`
