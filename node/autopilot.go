@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"meshnode/mesh"
 	"meshnode/node/control"
 	"meshnode/placement"
@@ -117,6 +115,7 @@ type dueWorker struct {
 	pinned bool
 	forced bool // it may move although it is pinned
 	facts  placement.Worker
+	rivals []mesh.NodeID // where it would rather go, by the last decision
 }
 
 // lookAfter decides on the workers that are due, and begins the moves.
@@ -127,8 +126,8 @@ func (n *Node) lookAfter(ctx context.Context) error {
 	if len(due) == 0 {
 		return nil
 	}
-	apps := make(map[string]*manifest.App) // replicas share one, so that they are counted together
-	entries := make(map[mesh.NodeID]bool)
+	apps := make(map[string]*manifest.App)       // replicas share one, so that they are counted together
+	watch := make(map[mesh.NodeID][]mesh.NodeID) // by the nodes where users enter
 	for i := range due {
 		d := &due[i]
 		if app := apps[d.w.place.key()]; app != nil {
@@ -149,11 +148,15 @@ func (n *Node) lookAfter(ctx context.Context) error {
 		}
 		d.facts, d.facts.Pinned = facts, d.pinned
 		for _, u := range facts.Users {
-			entries[mesh.NodeID(u.Entry)] = true
+			entry := mesh.NodeID(u.Entry)
+			for _, id := range append([]mesh.NodeID{n.id}, d.rivals...) {
+				if id != entry && !slices.Contains(watch[entry], id) {
+					watch[entry] = append(watch[entry], id)
+				}
+			}
 		}
 	}
-	n.pingEntries(ctx, entries)
-	v, _, err := n.view(ctx, slices.Sorted(maps.Keys(entries)))
+	v, _, err := n.viewFor(ctx, slices.Sorted(maps.Keys(watch)), watch)
 	if err != nil {
 		return err
 	}
@@ -192,29 +195,6 @@ func (n *Node) standBy() {
 	}
 }
 
-// pingEntries measures one round trip to each of the nodes where users enter, so
-// that a user who moves away is noticed within a few looks.
-func (n *Node) pingEntries(ctx context.Context, entries map[mesh.NodeID]bool) {
-	ctx, cancel := context.WithTimeout(ctx, lookInterval)
-	defer cancel()
-	var g errgroup.Group
-	g.SetLimit(pingsAtOnce)
-	asked := 0
-	for id := range entries {
-		if id == n.id || asked == maxEntryNodes {
-			continue
-		}
-		asked++
-		g.Go(func() error {
-			if p, err := n.mesh.Ping(ctx, id); err == nil {
-				n.rtts.add(id, p.RTT, time.Now())
-			}
-			return nil
-		})
-	}
-	_ = g.Wait() // the goroutines return nil
-}
-
 // due returns the workers at home here that are to be decided on now.
 func (n *Node) due(now time.Time) []dueWorker {
 	closed, force := n.drains.state()
@@ -235,6 +215,9 @@ func (n *Node) due(now time.Time) []dueWorker {
 		p := &w.place
 		p.mu.Lock()
 		d := dueWorker{w: w, app: p.app, text: string(p.text), state: p.state, pinned: p.pinned && !force, forced: force}
+		for _, id := range p.last.Rivals {
+			d.rivals = append(d.rivals, mesh.NodeID(id))
+		}
 		looks := !p.auto && w.Suspend != control.SuspendNever && !now.Before(p.after) && (closed || p.applied && !p.pinned && p.app.Migration.Mode == manifest.Auto)
 		if looks {
 			s := w.times.summary(now)

@@ -16,7 +16,11 @@ import (
 // others are from where a worker's users are.
 const protoPaths = "paths"
 
-type pathsWant struct{}
+// A pathsWant says between whom and the node that is asked a choice is being
+// made: these paths are watched from now on, for watchFor. At most maxWatched.
+type pathsWant struct {
+	Watch []mesh.NodeID `cbor:"1,keyasint,omitempty"`
+}
 
 // A pathsHave has at most maxPaths entries.
 type pathsHave struct {
@@ -30,6 +34,8 @@ type pathHave struct {
 	P99 time.Duration `cbor:"3,keyasint,omitempty"`
 	// Age is how long ago the last of the round trips was: clocks differ.
 	Age time.Duration `cbor:"4,keyasint,omitempty"`
+	// Trend is by how much P50 grows in a second.
+	Trend time.Duration `cbor:"5,keyasint,omitempty"`
 }
 
 const (
@@ -38,16 +44,23 @@ const (
 	pathFresh = 10 * time.Second
 	// pathSamples are kept of each path, and pingsEach added whenever one is
 	// measured.
-	pathSamples = 20
+	pathSamples = 32
 	pingsEach   = 5
+	// A path that is watched is pinged every watchEvery, until watchFor after
+	// the last time that somebody asked for that; at most maxWatched are.
+	watchEvery = trendFor / pathSamples
+	watchFor   = 2 * lookInterval
+	maxWatched = 8
 	// pingsAtOnce bounds the paths measured side by side, so that they do not
 	// measure each other; maxPaths how many are measured at all.
 	pingsAtOnce = 4
 	maxPaths    = 128
 	// measureTime bounds a round of measurements.
 	measureTime = 3 * time.Second
-	// maxPathsMessage is the largest pathsHave, in bytes.
+	// maxPathsMessage is the largest pathsHave, and maxPathsWant the largest
+	// pathsWant, in bytes.
 	maxPathsMessage = 16 << 10
+	maxPathsWant    = 1 << 10
 )
 
 // pathTimes are the round trips this node has measured lately. Safe for
@@ -59,8 +72,15 @@ type pathTimes struct {
 }
 
 type pathTime struct {
-	samples []time.Duration // the oldest first
-	at      time.Time
+	samples []pathSample // the oldest first
+	watched time.Time    // until when it is; somebody pings it as long as this is not zero
+}
+
+// A pathEstimate is what the round trips to a node are like, as of At.
+type pathEstimate struct {
+	placement.RTT
+	Trend time.Duration // by how much P50 grows in a second
+	At    time.Time
 }
 
 func newPathTimes() *pathTimes {
@@ -75,21 +95,67 @@ func (t *pathTimes) add(id mesh.NodeID, rtt time.Duration, now time.Time) {
 		p = &pathTime{}
 		t.of[id] = p
 	}
-	if p.samples = sinceChange(append(p.samples, rtt)); len(p.samples) > pathSamples {
+	if p.samples = sinceChange(append(p.samples, pathSample{rtt, now})); len(p.samples) > pathSamples {
 		p.samples = slices.Delete(p.samples, 0, 1)
 	}
-	p.at = now
 }
 
-// get returns the distribution of round trips to a node.
-func (t *pathTimes) get(id mesh.NodeID) (rtt placement.RTT, at time.Time, ok bool) {
+// get returns what the round trips to a node are like.
+func (t *pathTimes) get(id mesh.NodeID) (e pathEstimate, ok bool) {
+	t.mu.Lock()
+	p := t.of[id]
+	if p == nil || len(p.samples) == 0 {
+		t.mu.Unlock()
+		return pathEstimate{}, false
+	}
+	samples := slices.Clone(p.samples)
+	t.mu.Unlock()
+	e.At = samples[len(samples)-1].at
+	e.RTT, e.Trend = estimate(samples)
+	return e, true
+}
+
+// watch notes that a path is watched until then. It reports whether nobody
+// pings it yet: the caller has to. Of more than maxWatched paths the last are
+// not watched.
+func (t *pathTimes) watch(id mesh.NodeID, until time.Time) (begin bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.of[id]
-	if p == nil {
-		return placement.RTT{}, time.Time{}, false
+	if p != nil && !p.watched.IsZero() {
+		p.watched = until
+		return false
 	}
-	return distribution(slices.Clone(p.samples)), p.at, true
+	watched := 0
+	for _, o := range t.of {
+		if !o.watched.IsZero() {
+			watched++
+		}
+	}
+	if watched >= maxWatched {
+		return false
+	}
+	if p == nil {
+		p = &pathTime{}
+		t.of[id] = p
+	}
+	p.watched = until
+	return true
+}
+
+// unwatch reports whether a path need not be watched any longer; then nobody
+// does.
+func (t *pathTimes) unwatch(id mesh.NodeID, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.of[id]
+	if p != nil && now.Before(p.watched) {
+		return false
+	}
+	if p != nil {
+		p.watched = time.Time{}
+	}
+	return true
 }
 
 // distribution sums up round trips, of which there is one at least; it sorts
@@ -108,18 +174,78 @@ func distribution(rtts []time.Duration) (rtt placement.RTT) {
 func (t *pathTimes) keep(ids map[mesh.NodeID]bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for id := range t.of {
-		if !ids[id] {
+	for id, p := range t.of {
+		if !ids[id] && p.watched.IsZero() {
 			delete(t.of, id)
 		}
 	}
 }
 
-// measurePaths measures the round trips to the members that it has not
-// measured lately, at most maxPaths of them, and returns when it has or when
-// measureTime is over. Only one round runs at a time; a second asker waits for
-// it and finds its results.
+// watchPaths has the round trips to these nodes measured all the time, for
+// watchFor from now on.
+func (n *Node) watchPaths(ids []mesh.NodeID) {
+	for _, id := range ids {
+		if m, ok := n.mesh.Member(id); !ok || m.Self || m.State != mesh.Alive || !n.rtts.watch(id, time.Now().Add(watchFor)) {
+			continue
+		}
+		n.tasks.Go(func() {
+			t := time.NewTicker(watchEvery)
+			defer t.Stop()
+			for now := time.Now(); !n.rtts.unwatch(id, now); {
+				ctx, cancel := context.WithTimeout(n.ctx, measureTime)
+				if p, err := n.mesh.Ping(ctx, id); err == nil {
+					n.rtts.add(id, p.RTT, time.Now())
+				}
+				cancel()
+				select {
+				case now = <-t.C:
+				case <-n.ctx.Done():
+					return
+				}
+			}
+		})
+	}
+}
+
+// measurePaths has the round trips measured to the members, at most maxPaths of
+// them, that were not measured lately. It waits for that, for measureTime at
+// most, if one of them is not known or was measured long ago. Only one round
+// runs at a time; a second asker waits for it and finds its results.
 func (n *Node) measurePaths(ctx context.Context) {
+	members := make(map[mesh.NodeID]bool)
+	var stale []mesh.NodeID
+	wait := false
+	for _, m := range n.mesh.Members() {
+		if m.Self || m.State != mesh.Alive {
+			continue
+		}
+		members[m.ID] = true
+		if e, ok := n.rtts.get(m.ID); !ok || time.Since(e.At) > pathFresh {
+			stale = append(stale, m.ID)
+			wait = wait || !ok || time.Since(e.At) > 2*pathFresh
+		}
+	}
+	n.rtts.keep(members)
+	if len(stale) == 0 {
+		return
+	}
+	stale = stale[:min(maxPaths, len(stale))]
+	if wait {
+		n.measureRound(ctx, stale)
+		return
+	}
+	select {
+	case n.rtts.round <- struct{}{}:
+	default:
+		return // a round is under way
+	}
+	<-n.rtts.round
+	n.tasks.Go(func() { n.measureRound(n.ctx, stale) })
+}
+
+// measureRound measures the round trips to these nodes, but for those that
+// another round has measured meanwhile.
+func (n *Node) measureRound(ctx context.Context, ids []mesh.NodeID) {
 	ctx, cancel := context.WithTimeout(ctx, measureTime)
 	defer cancel()
 	select {
@@ -128,28 +254,19 @@ func (n *Node) measurePaths(ctx context.Context) {
 		return
 	}
 	defer func() { <-n.rtts.round }()
-	members := make(map[mesh.NodeID]bool)
-	var stale []mesh.NodeID
-	for _, m := range n.mesh.Members() {
-		if m.Self || m.State != mesh.Alive {
-			continue
-		}
-		members[m.ID] = true
-		if _, at, ok := n.rtts.get(m.ID); !ok || time.Since(at) > pathFresh {
-			stale = append(stale, m.ID)
-		}
-	}
-	n.rtts.keep(members)
 	work := make(chan mesh.NodeID)
 	var wg sync.WaitGroup
-	for range min(pingsAtOnce, len(stale)) {
+	for range min(pingsAtOnce, len(ids)) {
 		wg.Go(func() {
 			for id := range work {
 				n.measurePath(ctx, id)
 			}
 		})
 	}
-	for _, id := range stale[:min(maxPaths, len(stale))] {
+	for _, id := range ids {
+		if e, ok := n.rtts.get(id); ok && time.Since(e.At) <= pathFresh {
+			continue
+		}
 		select {
 		case work <- id:
 		case <-ctx.Done():
@@ -174,14 +291,19 @@ func (n *Node) measurePath(ctx context.Context, id mesh.NodeID) {
 func (n *Node) servePaths(ctx context.Context, s *mesh.Stream) {
 	_ = s.SetDeadline(time.Now().Add(2 * measureTime))
 	var want pathsWant
-	if err := mesh.ReadMessage(s, 64, &want); err != nil {
+	if err := mesh.ReadMessage(s, maxPathsWant, &want); err != nil {
 		return
 	}
+	if err := want.validate(); err != nil {
+		n.log.Debug("paths not told", "peer", s.Peer(), "error", err)
+		return
+	}
+	n.watchPaths(want.Watch)
 	n.measurePaths(ctx)
 	have := pathsHave{}
 	for _, m := range n.mesh.Members() {
-		if rtt, at, ok := n.rtts.get(m.ID); ok && len(have.Paths) < maxPaths {
-			have.Paths = append(have.Paths, pathHave{To: m.ID, P50: rtt.P50, P99: rtt.P99, Age: max(0, time.Since(at))})
+		if e, ok := n.rtts.get(m.ID); ok && len(have.Paths) < maxPaths {
+			have.Paths = append(have.Paths, pathHave{To: m.ID, P50: e.P50, P99: e.P99, Age: max(0, time.Since(e.At)), Trend: e.Trend})
 		}
 	}
 	if err := mesh.WriteMessage(s, have); err != nil {
@@ -190,15 +312,18 @@ func (n *Node) servePaths(ctx context.Context, s *mesh.Stream) {
 }
 
 // pathsFrom returns the paths from a node, which may be this one, to the
-// others.
-func (n *Node) pathsFrom(ctx context.Context, from mesh.NodeID) ([]placement.Path, error) {
+// others, and has it watch those to the nodes in watch.
+func (n *Node) pathsFrom(ctx context.Context, from mesh.NodeID, watch []mesh.NodeID) ([]placement.Path, error) {
 	var out []placement.Path
+	watch = watch[:min(len(watch), maxWatched)]
 	if from == n.id {
+		n.watchPaths(watch)
 		n.measurePaths(ctx)
 		for _, m := range n.mesh.Members() {
-			if rtt, at, ok := n.rtts.get(m.ID); ok {
+			if e, ok := n.rtts.get(m.ID); ok {
 				out = append(out, placement.Path{
-					From: placement.NodeID(from), To: placement.NodeID(m.ID), RTT: rtt, Stamp: placement.Stamp{At: at, From: placement.Measured},
+					From: placement.NodeID(from), To: placement.NodeID(m.ID), RTT: e.RTT, Trend: e.Trend,
+					Stamp: placement.Stamp{At: e.At, From: placement.Measured},
 				})
 			}
 		}
@@ -214,7 +339,7 @@ func (n *Node) pathsFrom(ctx context.Context, from mesh.NodeID) ([]placement.Pat
 	stop := context.AfterFunc(ctx, func() { interrupt(s) })
 	defer stop()
 	var have pathsHave
-	if err := mesh.WriteMessage(s, pathsWant{}); err != nil {
+	if err := mesh.WriteMessage(s, pathsWant{Watch: watch}); err != nil {
 		return nil, err
 	}
 	if err := mesh.ReadMessage(s, maxPathsMessage, &have); err != nil {
@@ -226,11 +351,24 @@ func (n *Node) pathsFrom(ctx context.Context, from mesh.NodeID) ([]placement.Pat
 	now := time.Now()
 	for _, p := range have.Paths {
 		out = append(out, placement.Path{
-			From: placement.NodeID(from), To: placement.NodeID(p.To), RTT: placement.RTT{P50: p.P50, P99: p.P99},
+			From: placement.NodeID(from), To: placement.NodeID(p.To), RTT: placement.RTT{P50: p.P50, P99: p.P99}, Trend: p.Trend,
 			Stamp: placement.Stamp{At: now.Add(-p.Age), From: placement.Measured},
 		})
 	}
 	return out, nil
+}
+
+// validate refuses what no honest node would ask for.
+func (w *pathsWant) validate() error {
+	if len(w.Watch) > maxWatched {
+		return fmt.Errorf("%d paths to watch, at most %d", len(w.Watch), maxWatched)
+	}
+	for _, id := range w.Watch {
+		if !validID(string(id)) {
+			return fmt.Errorf("path to %.40q", id)
+		}
+	}
+	return nil
 }
 
 // validate refuses what no honest node would have measured.
@@ -239,8 +377,8 @@ func (h *pathsHave) validate() error {
 		return fmt.Errorf("%d paths, at most %d", len(h.Paths), maxPaths)
 	}
 	for _, p := range h.Paths {
-		if !validID(string(p.To)) || p.P50 <= 0 || p.P50 > time.Minute || p.P99 < 0 || p.P99 > time.Minute || p.Age < 0 || p.Age > time.Hour {
-			return fmt.Errorf("path to %.40q of %v, %v old", p.To, p.P50, p.Age)
+		if !validID(string(p.To)) || p.P50 <= 0 || p.P50 > time.Minute || p.P99 < 0 || p.P99 > time.Minute || p.Age < 0 || p.Age > time.Hour || p.Trend < -maxTrend || p.Trend > maxTrend {
+			return fmt.Errorf("path to %.40q of %v, %v old, that grows by %v a second", p.To, p.P50, p.Age, p.Trend)
 		}
 	}
 	return nil

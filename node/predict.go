@@ -53,8 +53,8 @@ func (n *Node) known(to mesh.NodeID) placement.MoveInput {
 	if m, ok := n.mesh.Member(to); ok {
 		in.Paging = m.Record.Paging == "userfaultfd"
 	}
-	if rtt, _, ok := n.rtts.get(to); ok {
-		in.RTT = rtt
+	if e, ok := n.rtts.get(to); ok {
+		in.RTT = e.RTT
 	} else if rtt, ok := n.mesh.Estimate(n.id, to); ok {
 		in.RTT.P50 = rtt
 	}

@@ -119,7 +119,13 @@ func (n *Node) fetchDocument(ctx context.Context, m mesh.Member) {
 
 // view puts together what is known of the mesh now, for users who enter it at
 // the given nodes. The notes say what is missing in it.
-func (n *Node) view(ctx context.Context, entries []mesh.NodeID) (v *placement.View, notes []string, err error) {
+func (n *Node) view(ctx context.Context, entries []mesh.NodeID) (*placement.View, []string, error) {
+	return n.viewFor(ctx, entries, nil)
+}
+
+// viewFor is view for a node that will look again soon: each of the entries
+// watches its paths to the nodes that watch has for it.
+func (n *Node) viewFor(ctx context.Context, entries []mesh.NodeID, watch map[mesh.NodeID][]mesh.NodeID) (v *placement.View, notes []string, err error) {
 	var members []mesh.Member
 	for _, m := range n.mesh.Members() {
 		if m.State == mesh.Alive {
@@ -139,22 +145,33 @@ func (n *Node) view(ctx context.Context, entries []mesh.NodeID) (v *placement.Vi
 		notes = append(notes, fmt.Sprintf("paths were asked of %d of the %d nodes at which users enter", maxEntryNodes, len(entries)))
 		entries = entries[:maxEntryNodes]
 	}
-	var mu sync.Mutex // guards paths and notes
-	var paths []placement.Path
+	var mu sync.Mutex // guards paths, own and notes
+	var paths, own []placement.Path
 	var wg sync.WaitGroup
 	wg.Go(func() { n.fetchDocuments(ctx, members) })
 	for _, id := range entries {
 		wg.Go(func() {
-			ps, err := n.pathsFrom(ctx, id)
+			ps, err := n.pathsFrom(ctx, id, watch[id])
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
 				notes = append(notes, fmt.Sprintf("the paths from node %s are not known: %v", n.nameOf(id), err))
 			}
-			paths = append(paths, ps...)
+			if id == n.id {
+				own = ps
+			} else {
+				paths = append(paths, ps...)
+			}
 		})
 	}
 	wg.Wait()
+	// Where users enter the way here is watched; what this node has of the same
+	// path is a few round trips now and then, however young.
+	for _, p := range own {
+		if !slices.ContainsFunc(paths, func(q placement.Path) bool { return q.From == p.To && q.To == p.From }) {
+			paths = append(paths, p)
+		}
+	}
 	if ctx.Err() != nil {
 		return nil, nil, context.Cause(ctx)
 	}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -187,19 +188,45 @@ func TestEventTimes(t *testing.T) {
 
 func TestPathTimes(t *testing.T) {
 	p, now := newPathTimes(), time.Unix(1, 0)
-	if _, _, ok := p.get("a"); ok {
+	if _, ok := p.get("a"); ok {
 		t.Error("a path that was never measured")
 	}
 	for i := range 2 * pathSamples {
-		p.add("a", time.Duration(i+1)*time.Millisecond, now.Add(time.Duration(i)))
+		p.add("a", time.Duration(i+1)*time.Millisecond, now.Add(time.Duration(i)*time.Minute))
 	}
-	rtt, at, ok := p.get("a")
-	if want := (placement.RTT{P50: 31 * time.Millisecond, P99: 40 * time.Millisecond}); !ok || rtt != want || at != now.Add(2*pathSamples-1) {
-		t.Errorf("got %v at %v, want %v", rtt, at, want)
+	got, ok := p.get("a")
+	want := pathEstimate{
+		RTT: placement.RTT{P50: (1.5*pathSamples + 1) * time.Millisecond, P99: 2 * pathSamples * time.Millisecond}, At: now.Add((2*pathSamples - 1) * time.Minute),
+	}
+	if !ok || got != want {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 	p.keep(map[mesh.NodeID]bool{"b": true})
-	if _, _, ok := p.get("a"); ok {
+	if _, ok := p.get("a"); ok {
 		t.Error("a path to a node that is gone is kept")
+	}
+}
+
+// TestWatch: one goroutine pings a path, and only so many paths are watched.
+func TestWatch(t *testing.T) {
+	p, now := newPathTimes(), time.Unix(1, 0)
+	id := func(i int) mesh.NodeID { return mesh.NodeID(fmt.Sprint(i)) }
+	for i := range 2 * maxWatched {
+		if got, want := p.watch(id(i), now.Add(watchFor)), i < maxWatched; got != want {
+			t.Errorf("path %d: watched %v, want %v", i, got, want)
+		}
+	}
+	if p.watch(id(0), now.Add(2*watchFor)) {
+		t.Error("a path is watched twice")
+	}
+	p.keep(nil)
+	for i := range 2 {
+		if got, want := p.unwatch(id(i), now.Add(watchFor)), i == 1; got != want {
+			t.Errorf("path %d: over %v, want %v", i, got, want)
+		}
+	}
+	if p.watch(id(0), now) || !p.watch(id(maxWatched), now) {
+		t.Error("a path that is watched no longer takes the place of another")
 	}
 }
 
@@ -212,7 +239,7 @@ func TestAppOf(t *testing.T) {
 }
 
 func FuzzPathsHave(f *testing.F) {
-	good := pathsHave{Paths: []pathHave{{To: mesh.NodeID(newID()), P50: time.Millisecond, P99: 2 * time.Millisecond, Age: time.Second}}}
+	good := pathsHave{Paths: []pathHave{{To: mesh.NodeID(newID()), P50: time.Millisecond, P99: 2 * time.Millisecond, Age: time.Second, Trend: -time.Millisecond}}}
 	b, err := encMode.Marshal(good)
 	if err != nil {
 		f.Fatal(err)
@@ -224,9 +251,27 @@ func FuzzPathsHave(f *testing.F) {
 			return
 		}
 		for _, p := range h.Paths {
-			if p.P50 <= 0 || p.P50 > time.Minute || p.Age > time.Hour {
+			if p.P50 <= 0 || p.P50 > time.Minute || p.Age > time.Hour || p.Trend > maxTrend || p.Trend < -maxTrend {
 				t.Errorf("accepted %+v", p)
 			}
+		}
+	})
+}
+
+func FuzzPathsWant(f *testing.F) {
+	b, err := encMode.Marshal(pathsWant{Watch: []mesh.NodeID{mesh.NodeID(newID())}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var w pathsWant
+		if decMode.Unmarshal(b, &w) != nil || w.validate() != nil {
+			return
+		}
+		out, err := encMode.Marshal(w)
+		if len(w.Watch) > maxWatched || err != nil || len(out) > maxPathsWant {
+			t.Errorf("accepted %+v", w)
 		}
 	})
 }

@@ -9,8 +9,13 @@ import (
 )
 
 // What things cost, in violated seconds per second. An objective of weight 1
-// that is certainly broken costs 1.
+// that is certainly broken costs 1, and up to 1 + lateWeight.
 const (
+	// lateWeight is what an objective costs beyond that if every case is late: it
+	// tells places apart where the objective is broken in all of them. With less
+	// a worker whose own time varies much hardly followed its user, with more
+	// workers moved for little.
+	lateWeight = 2
 	// hardWeight is what a hard objective counts while it is kept: it keeps
 	// workers away from its edge.
 	hardWeight = 4
@@ -25,6 +30,11 @@ const (
 	// movePrice is what any move costs, in violated seconds, beyond what is
 	// predicted of it: moves take bandwidth and can fail.
 	movePrice = 0.5
+	// moveAhead is about how long a move takes until the worker runs elsewhere,
+	// its module fetched and compiled; maxAhead is how far ahead a place is
+	// looked at. Both in seconds.
+	moveAhead = 2
+	maxAhead  = 5
 )
 
 // A problem is one worker held against a view.
@@ -40,6 +50,9 @@ type problem struct {
 	users      []userTerm
 	peers      []peerTerm
 	uses       []useTerm
+	// ahead is when a move that is thought of now would be over, in seconds from
+	// now: places are compared as they will be then.
+	ahead float64
 	// added is a round trip added to the owner's, in seconds: how far the
 	// worker is from moving is found by varying it.
 	added float64
@@ -82,6 +95,7 @@ func (v *View) problem(app *manifest.App, w *Worker) problem {
 		p.here, p.speed = i, v.host[i].speed
 	}
 	p.cpu = p.svc.rate * p.svc.mean
+	p.ahead = min(app.Migration.HoldFor.Seconds()+moveAhead, maxAhead)
 	s := &v.scratch
 	s.users, s.peers, s.uses = s.users[:0], s.peers[:0], s.uses[:0]
 	for i := range w.Users {
@@ -155,6 +169,7 @@ type candidate struct {
 	wait          float64
 	factor        float64 // of the handler's time
 	network       float64
+	growth        float64 // of network, between now and then
 	event, rtt    float64
 	peer          float64 // the worst round trip to another app, against its maximum
 	estimated     bool    // a round trip is not measured
@@ -236,7 +251,9 @@ func (p *problem) evaluate(n int32) candidate {
 		worst := 0.0
 		for i := range p.users {
 			u := &p.users[i]
-			net := u.access.plus(u.row.rtt[n])
+			way := u.row.after(n, p.ahead)
+			c.growth += u.share * (way.mid - u.row.rtt[n].mid)
+			net := u.access.plus(way)
 			if home {
 				net.mid += p.added
 			}
@@ -250,11 +267,12 @@ func (p *problem) evaluate(n int32) candidate {
 			c.network += u.share * net.mid
 			total := net.plus(c.local).at(z)
 			if t.event != nil {
-				eventRisk += u.share * risk(total, t.event.Max.Seconds(), width)
+				limit := t.event.Max.Seconds()
+				eventRisk += u.share * (risk(total, limit, width) + lateWeight*late(net.plus(c.local), limit, width))
 			}
 			if t.users != nil {
-				r := net.at(t.usersZ)
-				usersRisk += u.share * risk(r, t.users.Max.Seconds(), width)
+				r, limit := net.at(t.usersZ), t.users.Max.Seconds()
+				usersRisk += u.share * (risk(r, limit, width) + lateWeight*late(net, limit, width))
 				worst = max(worst, r)
 			}
 			values = append(values, weighted{total, u.share})

@@ -136,6 +136,9 @@ type Decision struct {
 	// Candidates is how many nodes were looked at closely, Passed how many
 	// of them fulfil all that is required.
 	Candidates, Passed int
+	// Rivals are the nodes to which it is most likely to go next, the cheapest
+	// first: their paths to the users are worth an eye.
+	Rivals []NodeID
 	// Measure are paths whose round trip is only estimated and on which the
 	// choice depends: measure them before holdFor is over.
 	Measure []PathWanted
@@ -160,8 +163,9 @@ const (
 	sameCost = 0.001
 	// maxNext bounds Decision.Next.
 	maxNext = 3
-	// wantedPaths bounds Decision.Measure.
+	// wantedPaths bounds Decision.Measure, maxRivals Decision.Rivals.
 	wantedPaths = 3
+	maxRivals   = 3
 )
 
 // Decide decides what to do with worker w of app now. st is what the last
@@ -229,6 +233,7 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 		passed = p.rank(here.cost, stay, &st, objectiveCodes, &d)
 		d.Degraded = len(passed) > 0
 	}
+	d.Rivals = p.rivals(passed)
 	if atOnce {
 		if len(passed) == 0 {
 			d.Action, d.Reason = Stuck, NoCandidate
@@ -320,6 +325,29 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 		d.Reason = LeaveObjective
 	}
 	return d, next
+}
+
+// rivals returns the cheapest of cs, cheapest first.
+func (p *problem) rivals(cs []candidate) []NodeID {
+	var best [maxRivals]*candidate
+	for i := range cs {
+		c := &cs[i]
+		for k := range best {
+			if best[k] == nil || c.cost < best[k].cost || c.cost == best[k].cost && c.node < best[k].node {
+				c, best[k] = best[k], c
+			}
+			if c == nil {
+				break
+			}
+		}
+	}
+	var out []NodeID
+	for _, c := range best {
+		if c != nil {
+			out = append(out, p.v.nodes[c.node].ID)
+		}
+	}
+	return out
 }
 
 // holds returns when c will have been better for long enough, if all stays as

@@ -564,3 +564,59 @@ func TestStateTravels(t *testing.T) {
 		t.Errorf("got since %v, dwell %v, stay %v, %d moves", bad.Since, bad.Dwell, bad.Stay, len(bad.Moves))
 	}
 }
+
+// TestTrend: a place that is about to be too far is left in time, for one that
+// comes nearer; one that is as far, and stays so, is not.
+func TestTrend(t *testing.T) {
+	for _, r := range []struct {
+		grows time.Duration // in a second, of the way to the owner
+		moves bool
+	}{{0, false}, {-2 * ms, false}, {2 * ms, true}} {
+		app := app(t, func(a *manifest.App) {
+			a.Migration.ImproveBy = 0.2
+			a.Placement.Require.Tier = []manifest.Tier{manifest.Edge}
+		})
+		st, moved := State{}, false
+		for s := range 5 {
+			now := t0.Add(time.Duration(s) * time.Second)
+			stamp := Stamp{now, Measured}
+			path := func(to NodeID, trend time.Duration) Path {
+				return Path{From: "device", To: to, RTT: RTT{P50: 22 * ms, P99: 23 * ms}, Trend: trend, Stamp: stamp}
+			}
+			device := node("device", func(n *Node) { n.Tier = manifest.Device })
+			v := view(t, now, []Node{device, node("a", nil), node("b", nil)}, path("a", r.grows), path("b", -r.grows))
+			w := worker("a", "device")
+			w.Users[0].Access = RTT{P50: ms}
+			var d Decision
+			d, st = v.Decide(app, w, st)
+			if len(d.Rivals) != 1 || d.Rivals[0] != "b" {
+				t.Errorf("rivals %v, want b", d.Rivals)
+			}
+			if moved = d.Action == Move; moved {
+				break
+			}
+		}
+		if moved != r.moves {
+			t.Errorf("grows by %v a second: moved %v, want %v", r.grows, moved, r.moves)
+		}
+	}
+}
+
+// TestLate: where an objective is broken everywhere, the place with fewer late
+// events is better still.
+func TestLate(t *testing.T) {
+	var before float64
+	for mid := 0.005; mid < 0.06; mid += 0.001 {
+		x := late(spread{mid, 0.02}, 0.03, riskWidth)
+		if x <= before || x >= 1 {
+			t.Fatalf("%.0f ms: %.3f of the cases late, and %.3f a millisecond nearer", 1e3*mid, x, before)
+		}
+		before = x
+	}
+	if x := late(spread{0.03, 0.02}, 0.03, riskWidth); math.Abs(x-0.5) > 1e-9 {
+		t.Errorf("a median at the limit: %.3f late, want half", x)
+	}
+	if x := late(spread{}, 0.03, riskWidth); x != 0 {
+		t.Errorf("nothing known: %.3f late", x)
+	}
+}

@@ -233,6 +233,11 @@ func (p *problem) report(c *candidate) Report {
 			p.term("event", ms(c.event), "ms", limit(p.t.event), all...),
 			p.term("network", ms(c.network), "ms", 0, net...),
 			p.term("rtt", ms(c.rtt), "ms", limit(p.t.users), net...))
+		if c.growth != 0 {
+			// Of network: by how much it is expected to be longer when a move
+			// would be over than it is now.
+			r.Terms = append(r.Terms, p.term("growth", ms(c.growth), "ms", 0, net...))
+		}
 	}
 	r.Terms = append(r.Terms,
 		p.term("handler", ms(p.svc.mid*c.factor), "ms", 0, p.w.Event.Stamp, n.SpeedAt, n.LoadAt),

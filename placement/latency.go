@@ -65,6 +65,19 @@ func risk(v, limit, width float64) float64 {
 	return 1 / (1 + math.Exp(-x))
 }
 
+// late returns the share of cases predicted as s that turn out above limit: that
+// of a normal distribution which is as wide as s and the prediction's relative
+// uncertainty together, by the same approximation as in risk. Where a quantile
+// is beyond its limit everywhere, there are still places with more and with
+// fewer late cases.
+func late(s spread, limit, width float64) float64 {
+	scale := s.tail / z99
+	if scale = math.Sqrt(scale*scale + width*width*s.mid*s.mid); scale <= 0 {
+		return 0
+	}
+	return 1 / (1 + math.Exp(min(max(1.702*(limit-s.mid)/scale, -50), 50)))
+}
+
 // service is the time a handler runs, as moments of the lognormal
 // distribution with the given median and 99th percentile.
 type service struct {

@@ -11,6 +11,9 @@ type RTT struct{ P50, P99 time.Duration }
 type Path struct {
 	From, To NodeID
 	RTT      RTT
+	// Trend is by how much RTT.P50 grows in a second, as lately; negative for
+	// what gets nearer.
+	Trend time.Duration
 	// Rate is in bytes per second; 0 means unknown.
 	Rate float64
 	// Loss is the share of packets lost, 0 to 1.

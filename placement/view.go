@@ -36,9 +36,11 @@ type host struct {
 
 type pathRef struct{ to, path int32 }
 
-// A row is the round trips from one node to all, in seconds.
+// A row is the round trips from one node to all, in seconds, and by how much
+// each grows in one.
 type row struct {
-	rtt []spread
+	rtt   []spread
+	trend []float64
 	// from says of each how it is known; path its index in refs, or -1.
 	from []Source
 	path []int32
@@ -159,7 +161,7 @@ func (v *View) row(e int32) *row {
 	if r := v.rows[e]; r != nil {
 		return r
 	}
-	r := &row{rtt: make([]spread, len(v.nodes)), from: make([]Source, len(v.nodes)), path: make([]int32, len(v.nodes))}
+	r := &row{rtt: make([]spread, len(v.nodes)), trend: make([]float64, len(v.nodes)), from: make([]Source, len(v.nodes)), path: make([]int32, len(v.nodes))}
 	c := &v.nodes[e].Coordinate
 	known := c.known()
 	for i := range v.nodes {
@@ -177,12 +179,23 @@ func (v *View) row(e int32) *row {
 	for _, ref := range v.paths[e] {
 		p := &v.refs[ref.path]
 		if p.RTT.P50 > 0 && (r.from[ref.to] != Estimated || p.Stamp.Age(v.now) <= PathFresh) {
-			r.rtt[ref.to], r.from[ref.to] = p.RTT.spread(), Measured
+			r.rtt[ref.to], r.trend[ref.to], r.from[ref.to] = p.RTT.spread(), p.Trend.Seconds(), Measured
 		}
 		r.path[ref.to] = ref.path
 	}
 	v.rows[e] = r
 	return r
+}
+
+// maxChange is by how much of itself a round trip is believed to change before
+// a worker could have moved.
+const maxChange = 0.5
+
+// after returns the round trip to n in ahead seconds.
+func (r *row) after(n int32, ahead float64) spread {
+	s := r.rtt[n]
+	s.mid += min(max(r.trend[n]*ahead, -maxChange*s.mid), maxChange*s.mid)
+	return s
 }
 
 // rtt returns the round trip between two nodes and how it is known.
