@@ -90,6 +90,11 @@ type placed struct {
 	failures int       // moves in a row that came to nothing
 	failure  string    // why the last did
 	after    time.Time // no look before
+
+	// warm is the last node that was asked to make ready for the worker; it is
+	// not asked again before warmUntil.
+	warm      mesh.NodeID
+	warmUntil time.Time
 }
 
 // init makes p that of a worker without an app.

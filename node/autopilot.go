@@ -27,6 +27,8 @@ import (
 //	            by the nodes where their users enter (view.go)
 //	decide      placement.View.Decide, worker by worker; each decision is applied
 //	            to the view before the next
+//	warm        where a worker that is not content would go first has its module
+//	            fetched and compiled, before a move is due (warm.go)
 //	move        the ordinary hand-over. The destination keeps a book of what it
 //	            has promised (appreserve.go) and refuses what is too much; then the
 //	            next best node is asked. A worker that nobody takes waits, longer
@@ -167,6 +169,9 @@ func (n *Node) lookAfter(ctx context.Context) error {
 		}
 		decision, next := v.Decide(d.app, &d.facts, d.state)
 		n.metrics.decisions.WithLabelValues(decision.Action.String(), decision.Reason.String()).Inc()
+		if decision.Action == placement.Stay && decision.Reason != placement.Content && len(decision.Rivals) > 0 {
+			n.warm(d.w, mesh.NodeID(decision.Rivals[0]))
+		}
 		hindered := d.w.place.decided(v.Now(), decision, next)
 		if decision.Action != placement.Move {
 			if hindered {

@@ -113,6 +113,7 @@ type Node struct {
 	// this node, what it has decided; and the apply that is being carried out.
 	look      chan struct{}
 	moveSlots chan struct{}
+	warming   chan struct{} // holds a value while a module is made ready
 	applying  chan struct{}
 	drains    drains
 	events    events
@@ -213,6 +214,7 @@ func New(cfg Config) (n *Node, err error) {
 		keeping:     make(map[string]chan struct{}),
 		look:        make(chan struct{}, 1),
 		moveSlots:   make(chan struct{}, movesAtOnce),
+		warming:     make(chan struct{}, 1),
 		applying:    make(chan struct{}, 1),
 		book:        placement.NewReservations(reserveMost, reserveFor),
 		booked:      make(map[string]float64),
@@ -352,6 +354,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mesh.Handle(protoBlocks, n.serveBlocks)
 	n.mesh.Handle(protoHandover, n.serveHandover)
 	n.mesh.Handle(protoPaths, n.servePaths)
+	n.mesh.Handle(protoWarm, n.serveWarm)
 	n.mesh.Handle(protoDemand, n.servePages)
 	n.mesh.Handle(protoBulk, n.servePages)
 	n.mesh.Handle(protoControl, func(ctx context.Context, s *mesh.Stream) {

@@ -127,6 +127,11 @@ func start(ctx context.Context, cfg Config) (_ *Runner, err error) {
 		mem.close()
 		return nil, err
 	}
+	if cfg.Background {
+		// The child leads a process group, and threads that it starts later take
+		// after those that it has. If this fails it only takes more of the machine.
+		_ = unix.Setpriority(unix.PRIO_PGRP, r.region.PID, backgroundNice)
+	}
 	if err := r.setUp(ctx, cfg); err != nil {
 		r.Close()
 		if ctx.Err() != nil {
@@ -146,6 +151,9 @@ const (
 	parentKeep = 64 << 10
 	childKeep  = 4 << 20
 )
+
+// backgroundNice is the nice value of a child in the background.
+const backgroundNice = 15
 
 // spawn starts the child process.
 func (r *Runner) spawn(exe string) error {

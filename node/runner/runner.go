@@ -118,6 +118,8 @@ type Config struct {
 	// Interpreter runs the worker without compiling it. Where the compiler is
 	// not supported, it is not used in any case.
 	Interpreter bool
+	// Background has the child give way to all other processes.
+	Background bool
 	// OnLog receives the worker's log lines as they are written; nil drops
 	// them. It is called from the goroutine that waits for the worker, never
 	// twice at once, and holds the worker up while it runs.
