@@ -51,6 +51,8 @@ const (
 	// does not change, is left alone.
 	lookInterval = time.Second
 	restInterval = 5 * time.Second
+	// userInterval is how long one is left alone that has users: they may walk.
+	userInterval = 2 * time.Second
 	// movesAtOnce bounds the moves that the autopilot has under way.
 	movesAtOnce = 4
 	// offerPatience is how long a destination may take to accept before the
@@ -172,7 +174,11 @@ func (n *Node) lookAfter(ctx context.Context) error {
 		if decision.Action == placement.Stay && decision.Reason != placement.Content && len(decision.Rivals) > 0 {
 			n.warm(d.w, mesh.NodeID(decision.Rivals[0]))
 		}
-		hindered := d.w.place.decided(v.Now(), decision, next)
+		rest := restInterval
+		if len(d.facts.Users) > 0 {
+			rest = userInterval
+		}
+		hindered := d.w.place.decided(v.Now(), rest, decision, next)
 		if decision.Action != placement.Move {
 			if hindered {
 				n.events.add(n.hindrance(d, &decision))
@@ -252,7 +258,9 @@ func power(x float64) int {
 
 // decided notes a decision. It reports whether something stands in the way of
 // the worker that did not before, or for another reason.
-func (p *placed) decided(now time.Time, d placement.Decision, next placement.State) (hindered bool) {
+//
+// A content worker is left alone for rest.
+func (p *placed) decided(now time.Time, rest time.Duration, d placement.Decision, next placement.State) (hindered bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	was := p.last
@@ -260,7 +268,7 @@ func (p *placed) decided(now time.Time, d placement.Decision, next placement.Sta
 	p.due = now.Add(lookInterval / 2)
 	switch d.Reason {
 	case placement.Content, placement.Pinned, placement.NotAutomatic, placement.Immovable:
-		p.due = now.Add(restInterval)
+		p.due = now.Add(rest)
 	}
 	switch d.Reason {
 	case placement.NoCandidate, placement.Dwelling, placement.Capped, placement.Pinned, placement.Immovable:

@@ -46,6 +46,8 @@ const (
 	// from noise, over twice as much one who turns round is noticed late.
 	trendFor = 8 * time.Second
 	levelFor = trendFor / 2
+	// levelLeast is how many round trips it takes; else all count.
+	levelLeast = 4
 	// trendLeast is how many round trips it takes, and trendSpan over how long.
 	trendLeast = 10
 	trendSpan  = 2 * time.Second
@@ -69,12 +71,14 @@ const (
 // least squares would follow a few packets that were late.
 func estimate(samples []pathSample) (rtt placement.RTT, trend time.Duration) {
 	last := samples[len(samples)-1].at
-	recent := within(samples, trendFor)
-	if len(recent) < trendLeast || last.Sub(recent[0].at) < trendSpan {
-		return distribution(rtts(samples)), 0
+	slope := 0.0
+	if r := within(samples, trendFor); len(r) >= trendLeast && last.Sub(r[0].at) >= trendSpan {
+		slope = slopeOf(r)
 	}
-	slope := slopeOf(recent)
-	recent = within(recent, levelFor)
+	recent := within(samples, levelFor)
+	if len(recent) < levelLeast {
+		recent = samples
+	}
 	level := rtts(recent)
 	for i, s := range recent {
 		level[i] += time.Duration(slope * last.Sub(s.at).Seconds())

@@ -49,7 +49,7 @@ const (
 	// A path that is watched is pinged every watchEvery, until watchFor after
 	// the last time that somebody asked for that; at most maxWatched are.
 	watchEvery = trendFor / pathSamples
-	watchFor   = 2 * lookInterval
+	watchFor   = userInterval + lookInterval
 	maxWatched = 8
 	// pingsAtOnce bounds the paths measured side by side, so that they do not
 	// measure each other; maxPaths how many are measured at all.

@@ -105,7 +105,7 @@ func TestStroll(t *testing.T) {
 	for _, r := range []struct {
 		tail time.Duration // from a tick's median to its 99th percentile
 		want float64       // of the ticks are in time at least
-	}{{time.Millisecond, 0.98}, {4 * time.Millisecond, 0.98}, {8 * time.Millisecond, 0.96}, {13 * time.Millisecond, 0.89}} {
+	}{{time.Millisecond, 0.98}, {4 * time.Millisecond, 0.98}, {8 * time.Millisecond, 0.96}, {13 * time.Millisecond, 0.92}, {90 * time.Millisecond, 0.8}} {
 		sum, moves := 0.0, 0
 		for seed := range uint64(runs) {
 			share, n := stroll(t, seed, r.tail)

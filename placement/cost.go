@@ -9,13 +9,10 @@ import (
 )
 
 // What things cost, in violated seconds per second. An objective of weight 1
-// that is certainly broken costs 1, and up to 1 + lateWeight.
+// that is certainly broken costs 1, and as much again if every case is late: half
+// of that hardly moved a worker whose own time varies much, twice as much moved
+// others for little.
 const (
-	// lateWeight is what an objective costs beyond that if every case is late: it
-	// tells places apart where the objective is broken in all of them. With less
-	// a worker whose own time varies much hardly followed its user, with more
-	// workers moved for little.
-	lateWeight = 2
 	// hardWeight is what a hard objective counts while it is kept: it keeps
 	// workers away from its edge.
 	hardWeight = 4
@@ -268,11 +265,11 @@ func (p *problem) evaluate(n int32) candidate {
 			total := net.plus(c.local).at(z)
 			if t.event != nil {
 				limit := t.event.Max.Seconds()
-				eventRisk += u.share * (risk(total, limit, width) + lateWeight*late(net.plus(c.local), limit, width))
+				eventRisk += u.share * (risk(total, limit, width) + late(net, c.local, limit, width))
 			}
 			if t.users != nil {
 				r, limit := net.at(t.usersZ), t.users.Max.Seconds()
-				usersRisk += u.share * (risk(r, limit, width) + lateWeight*late(net, limit, width))
+				usersRisk += u.share * (risk(r, limit, width) + late(net, spread{}, limit, width))
 				worst = max(worst, r)
 			}
 			values = append(values, weighted{total, u.share})

@@ -605,18 +605,24 @@ func TestTrend(t *testing.T) {
 // TestLate: where an objective is broken everywhere, the place with fewer late
 // events is better still.
 func TestLate(t *testing.T) {
-	var before float64
-	for mid := 0.005; mid < 0.06; mid += 0.001 {
-		x := late(spread{mid, 0.02}, 0.03, riskWidth)
-		if x <= before || x >= 1 {
-			t.Fatalf("%.0f ms: %.3f of the cases late, and %.3f a millisecond nearer", 1e3*mid, x, before)
+	for _, tail := range []float64{0, 0.002, 0.02, 0.2} { // of the handler
+		before := 0.0
+		for mid := 0.005; mid < 0.06; mid += 0.001 {
+			x := late(spread{mid, 0.002}, spread{0.002, tail}, 0.03, riskWidth)
+			if x <= before || x >= 1 {
+				t.Fatalf("tail %v, %.0f ms: %.3f of the cases late, and %.3f a millisecond nearer", tail, 1e3*mid, x, before)
+			}
+			before = x
 		}
-		before = x
+		if x := late(spread{0.028, 0.002}, spread{0.002, tail}, 0.03, riskWidth); math.Abs(x-0.5) > 1e-9 {
+			t.Errorf("tail %v, a median at the limit: %.3f late, want half", tail, x)
+		}
+		// Far from the limit only as many as the handler's own quantile says.
+		if x := late(spread{}, spread{0.002, tail}, 0.002+tail, 0); tail > 0 && math.Abs(x-0.01) > 0.01 {
+			t.Errorf("tail %v, its 99th percentile at the limit: %.3f late", tail, x)
+		}
 	}
-	if x := late(spread{0.03, 0.02}, 0.03, riskWidth); math.Abs(x-0.5) > 1e-9 {
-		t.Errorf("a median at the limit: %.3f late, want half", x)
-	}
-	if x := late(spread{}, 0.03, riskWidth); x != 0 {
+	if x := late(spread{}, spread{}, 0.03, riskWidth); x != 0 {
 		t.Errorf("nothing known: %.3f late", x)
 	}
 }

@@ -65,17 +65,28 @@ func risk(v, limit, width float64) float64 {
 	return 1 / (1 + math.Exp(-x))
 }
 
-// late returns the share of cases predicted as s that turn out above limit: that
-// of a normal distribution which is as wide as s and the prediction's relative
-// uncertainty together, by the same approximation as in risk. Where a quantile
-// is beyond its limit everywhere, there are still places with more and with
-// fewer late cases.
-func late(s spread, limit, width float64) float64 {
-	scale := s.tail / z99
-	if scale = math.Sqrt(scale*scale + width*width*s.mid*s.mid); scale <= 0 {
+// late returns the share of cases that turn out above limit where the network
+// takes net and the node local: a normal distribution, by the same approximation
+// as in risk, whose width is that of the network, of the prediction itself, and
+// of local, which is lognormal as a handler's time is, as far away as the limit
+// is. Where a quantile is beyond its limit everywhere, there are still places
+// with more and with fewer late cases.
+func late(net, local spread, limit, width float64) float64 {
+	mid := net.mid + local.mid
+	margin := limit - mid
+	scale := math.Hypot(net.tail/z99, width*mid)
+	if local.mid > 0 && local.tail > 0 {
+		sigma := math.Log1p(local.tail/local.mid) / z99
+		far := local.mid
+		if margin > 0 {
+			far = margin / math.Log1p(margin/local.mid)
+		}
+		scale = math.Hypot(scale, far*sigma)
+	}
+	if scale <= 0 {
 		return 0
 	}
-	return 1 / (1 + math.Exp(min(max(1.702*(limit-s.mid)/scale, -50), 50)))
+	return 1 / (1 + math.Exp(min(max(1.702*margin/scale, -50), 50)))
 }
 
 // service is the time a handler runs, as moments of the lognormal
