@@ -14,6 +14,7 @@ import (
 
 	"meshnode/mesh"
 	"meshnode/node/control"
+	"meshnode/node/lease"
 	"meshnode/node/runner"
 	"meshnode/pager"
 	"meshnode/placement"
@@ -68,7 +69,9 @@ func (b backend) Apply(ctx context.Context, req control.ApplyRequest) (control.A
 	out := control.Applied{App: app.Name, Workers: []control.AppliedWorker{}}
 	var gone []entry
 	if req.Replace {
-		gone = n.goneWorkers(app)
+		if gone, err = n.goneWorkers(app); err != nil {
+			return out, err
+		}
 	}
 	missing, there, err := n.appWorkers(app, gone)
 	if err != nil {
@@ -80,9 +83,6 @@ func (b backend) Apply(ctx context.Context, req control.ApplyRequest) (control.A
 	}
 	out.Notes = notes
 	n.writeOff(gone) // not before others can take their place
-	if app.OnDisconnect.Action == manifest.DisconnectFallback {
-		out.Notes = append(out.Notes, "onDisconnect: fallback: there are no checkpoints yet, so a worker that is cut off freezes, and nobody takes it")
-	}
 	for _, e := range there {
 		out.Workers = append(out.Workers, n.giveManifest(ctx, e, app, text, module))
 	}
@@ -190,15 +190,27 @@ func (n *Node) appWorkers(app *manifest.App, gone []entry) (missing []string, th
 	return missing, there, nil
 }
 
-// goneWorkers returns an app's workers whose nodes are gone.
-func (n *Node) goneWorkers(app *manifest.App) (gone []entry) {
-	for _, e := range n.dir.list() {
-		m, known := n.mesh.Member(e.Home)
-		if e.App == app.Name && !ended(e.State) && !(known && (m.State == mesh.Alive || m.State == mesh.Suspect)) {
-			gone = append(gone, e)
-		}
+// goneWorkers returns an app's workers whose nodes are gone. One whose guardian
+// is there is about to be taken over, and is not for others to start.
+func (n *Node) goneWorkers(app *manifest.App) (gone []entry, err error) {
+	there := func(id mesh.NodeID) bool {
+		m, known := n.mesh.Member(id)
+		return known && (m.State == mesh.Alive || m.State == mesh.Suspect)
 	}
-	return gone
+	for _, e := range n.dir.list() {
+		if e.App != app.Name || ended(e.State) || there(e.Home) {
+			continue
+		}
+		if e.Guardian != "" && there(e.Guardian) {
+			return nil, &control.Error{
+				Code:    control.CodeConflict,
+				Message: fmt.Sprintf("worker %s is not for --replace to start anew: node %s is its guardian, and takes it over", e.Name, n.nameOf(e.Guardian)),
+				Hint:    "wait until it runs there; `meshnode events` on that node says what keeps it",
+			}
+		}
+		gone = append(gone, e)
+	}
+	return gone, nil
 }
 
 // writeOff lists workers as lost. Only an operator can say that they are: see the
@@ -206,6 +218,10 @@ func (n *Node) goneWorkers(app *manifest.App) (gone []entry) {
 // (standBy).
 func (n *Node) writeOff(gone []entry) {
 	for _, e := range gone {
+		if e.Guardian != "" {
+			// Its owner and its guardian may both come back: neither is to run it.
+			e.Epoch, e.Guardian = e.Epoch+lease.Step, ""
+		}
 		e.State, e.Reason = control.StateLost, fmt.Sprintf("node %s is gone, and an operator had the worker started anew", n.nameOf(e.Home))
 		n.dir.set(e, time.Now())
 		n.log.Warn("worker written off", "worker", e.ID, "name", e.Name, "node", e.Home)
@@ -401,7 +417,7 @@ func (b backend) StartWorker(ctx context.Context, req control.StartRequest) (con
 			return control.Worker{}, fmt.Errorf("fetch the module from node %s: %w", n.nameOf(holder), err)
 		}
 	}
-	w, err := n.create(ctx, s, "", func(w *worker) { w.govern(app, a.Manifest) })
+	w, err := n.create(ctx, s, "", 1, func(w *worker) { w.govern(app, a.Manifest) })
 	if err != nil {
 		return control.Worker{}, startError(err)
 	}

@@ -194,6 +194,9 @@ func (b backend) Explain(ctx context.Context, ref string, req control.ExplainReq
 	if req.Manifest == "" && !applied {
 		notes = append(notes, "no manifest was given: no objective counts, only nearness to users")
 	}
+	if g := w.guardianState(); g != nil {
+		notes = append(notes, leaseText(g))
+	}
 	out := control.Explanation{Worker: w.Name, App: app.Name, At: v.Now(), Notes: notes, Others: []control.PlacementReport{}}
 	pw.Pinned = pinned
 	return out, sameShape(v.Explain(app, &pw, state), &out)

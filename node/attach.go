@@ -227,6 +227,7 @@ func (n *Node) newRelay(h *deliverHello) (*Sender, *deliverFrame) {
 		return refuse(deliverRefused{Reason: err.Error()})
 	}
 	s.init(h.Base)
+	s.epoch = h.Epoch
 	return s, nil
 }
 
@@ -259,11 +260,18 @@ func relayMessages(st io.Reader, s *Sender) (bye bool, err error) {
 // relayReplies writes to the client what has arrived for it, until ctx ends or
 // the worker has.
 func (n *Node) relayReplies(ctx context.Context, st io.Writer, s *Sender) {
+	var told uint64 // the epoch, which the client says at its next access node
 	for {
 		r, err := s.Recv(ctx)
 		var end *endedError
 		switch {
 		case err == nil:
+			if epoch := s.epochNow(); epoch != told {
+				told = epoch
+				if mesh.WriteMessage(st, deliverFrame{Welcome: &deliverWelcome{Epoch: epoch}}) != nil {
+					return
+				}
+			}
 			if mesh.WriteMessage(st, deliverFrame{Reply: &r}) != nil {
 				return
 			}

@@ -41,9 +41,11 @@ import (
 // A node that is being drained (drain.go) uses the same loop: its workers have
 // a reason to leave then, with or without a manifest.
 //
-// A worker whose owner dies is lost, as its memory is. Nobody starts it anew: a
-// node cannot tell a dead owner from one that is cut off and still runs it. What
-// a node does that is cut off itself is in disconnect.go.
+// A worker whose owner dies is lost, as its memory is, and nobody starts it anew:
+// a node cannot tell a dead owner from one that is cut off and still runs it. If
+// its manifest asks for that, the owner holds a lease at another node, which may
+// start it anew when the lease has run out (leased.go, guardian.go). What a node
+// does that is cut off itself is in disconnect.go.
 
 const (
 	// lookInterval is how often a node asks itself which workers are due, and
@@ -367,6 +369,12 @@ func (n *Node) moveToOne(w *worker, d *placement.Decision, why reason) error {
 func (n *Node) relocate(ctx context.Context, w *worker, to mesh.Member, req control.MigrateRequest, why reason,
 	progress func(control.Progress)) (control.Migration, error) {
 
+	// Nobody else may take it while it is on its way.
+	done, err := w.withoutGuardian(ctx)
+	if err != nil {
+		return control.Migration{}, err
+	}
+	defer done()
 	p := &w.place
 	if w.moving() == nil { // else this move is refused
 		p.mu.Lock()

@@ -224,7 +224,7 @@ func (n *Node) checkpoint(ctx context.Context, w *worker, out io.Writer) error {
 
 func (n *Node) writeCheckpoint(ctx context.Context, w *worker, img image, module io.Reader, out io.Writer) error {
 	size := int(img.State.Pages) * wasmPage
-	img.Senders, img.Outbox, img.Paused, img.App = nil, nil, false, appState{}
+	img.Senders, img.Outbox, img.Paused, img.App, img.Origin = nil, nil, false, appState{}, origin{}
 	img.Layout = pager.Layout{Pages: size / pager.PageSize}.Append(nil)
 	head, err := img.encode()
 	if err != nil {

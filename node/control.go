@@ -180,10 +180,14 @@ func (b backend) Configure(ctx context.Context, req control.NodeSettings) (contr
 
 // fromEntry returns what the directory knows of a worker.
 func (n *Node) fromEntry(e entry) control.Worker {
-	return control.Worker{
+	w := control.Worker{
 		ID: e.ID, Name: e.Name, Module: e.Module, Home: string(e.Home), HomeName: n.nameOf(e.Home),
 		Epoch: e.Epoch, State: e.State, Reason: e.Reason, App: e.App,
 	}
+	if e.Guardian != "" {
+		w.Guardian = &control.Guardian{Node: string(e.Guardian), NodeName: n.nameOf(e.Guardian), State: control.LeaseHeld}
+	}
+	return w
 }
 
 func (b backend) Ping(ctx context.Context, ref string, count int, each func(control.Ping) error) error {
@@ -376,7 +380,7 @@ func (b backend) RunWorker(ctx context.Context, req control.RunRequest, module, 
 	if err := s.validate(); err != nil {
 		return control.Worker{}, &control.Error{Code: control.CodeInvalid, Message: err.Error()}
 	}
-	w, err := n.create(ctx, s, archive, nil)
+	w, err := n.create(ctx, s, archive, 1, nil)
 	if err != nil {
 		return control.Worker{}, startError(err)
 	}
@@ -445,6 +449,7 @@ func (b backend) Worker(_ context.Context, ref string) (control.Worker, error) {
 	c.Manifest = string(w.place.text)
 	w.place.mu.Unlock()
 	b.n.describeUse(w, &c)
+	c.Guardian = w.guardianState()
 	return c, nil
 }
 
@@ -594,6 +599,9 @@ func (s session) Close() error {
 func sessionError(err error) error {
 	var e *endedError
 	if errors.As(err, &e) {
+		if e.state == control.StateSuperseded {
+			return &control.Error{Code: control.CodeFailed, Message: e.Error(), Hint: "a new session reaches the worker that runs now"}
+		}
 		hint := "`meshnode worker logs " + e.worker + "` may say more; `worker stop` forgets it"
 		if e.state == control.StateStopped {
 			return &control.Error{Code: control.CodeNotFound, Message: e.Error()}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"meshnode/mesh"
+	"meshnode/node/control"
 )
 
 // protoDeliver carries messages from a sender to a worker's home. One stream
@@ -46,6 +47,9 @@ type deliverHello struct {
 	Base   uint64   `cbor:"3,keyasint"` // the lowest number whose reply the sender lacks
 	// From is the name of the worker that sends; empty for a client.
 	From string `cbor:"4,keyasint,omitempty"`
+	// Epoch is the latest in which the worker has welcomed the sender, 0 if it
+	// never has: a worker that began anew since has none of what was said.
+	Epoch uint64 `cbor:"5,keyasint,omitempty"`
 }
 
 type deliverWelcome struct {
@@ -117,6 +121,10 @@ func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 	}
 	if f.Hello.From != "" && !validName(f.Hello.From) {
 		n.say(s, deliverFrame{Refused: &deliverRefused{Reason: "the name of the worker that sends is not valid"}})
+		return
+	}
+	if f.Hello.Epoch != 0 && f.Hello.Epoch < w.origin.Epoch {
+		n.say(s, deliverFrame{Ended: &deliverEnded{State: control.StateSuperseded, Reason: w.origin.reason()}})
 		return
 	}
 	o, last, err := w.inbox.attach(f.Hello.Sender, f.Hello.Base, time.Now())

@@ -48,6 +48,8 @@ type entry struct {
 	Module  string      `cbor:"7,keyasint,omitempty"` // BLAKE3, hexadecimal
 	Reason  string      `cbor:"8,keyasint,omitempty"`
 	App     string      `cbor:"9,keyasint,omitempty"` // the app it was started for
+	// Guardian is the node that takes it over if its home falls silent.
+	Guardian mesh.NodeID `cbor:"10,keyasint,omitempty"`
 }
 
 func (e entry) newer(o entry) bool {
@@ -65,6 +67,8 @@ func (e entry) validate() error {
 		return fmt.Errorf("worker name %.40q", e.Name)
 	case !validID(string(e.Home)):
 		return fmt.Errorf("node id %.40q", e.Home)
+	case e.Guardian != "" && !validID(string(e.Guardian)):
+		return fmt.Errorf("guardian id %.40q", e.Guardian)
 	case e.App != "" && !validName(e.App):
 		return fmt.Errorf("app name %.40q", e.App)
 	case len(e.State) > 16 || len(e.Module) > 64 || len(e.Reason) > 300:

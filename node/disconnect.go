@@ -11,9 +11,10 @@ import (
 
 // A node that has lost every other node cannot tell whether it is the one that
 // is cut off. What becomes of its workers then is for their manifests to say
-// (onDisconnect): they go on, or they freeze until the node is back. Nobody else
-// takes them: there are no checkpoints to take them from, and two nodes that
-// each believe the other to be gone would both run them.
+// (onDisconnect): they go on, or they freeze until the node is back, and nobody
+// else takes them. Those with fallback have a guardian, and freeze when that one
+// does not answer, whoever else does: see leased.go. While none is to be had
+// nobody would take them, and they go on.
 
 // A cut says whether a worker stands still because its node is cut off.
 type cut uint8
@@ -48,7 +49,7 @@ func (n *Node) aloneSince(before, now time.Time) time.Time {
 func (n *Node) watchDisconnect(ctx context.Context, alone, now time.Time) {
 	for _, w := range n.locals() {
 		app, _, _, applied := w.place.get()
-		stop := applied && !alone.IsZero() && app.OnDisconnect.Action != manifest.DisconnectRun && now.Sub(alone) >= app.OnDisconnect.After.D()
+		stop := applied && !alone.IsZero() && app.OnDisconnect.Action == manifest.DisconnectPause && now.Sub(alone) >= app.OnDisconnect.After.D()
 		w.mu.Lock()
 		is, over := w.cut, ended(w.state)
 		arriving := w.gated || w.draining

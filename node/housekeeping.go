@@ -172,6 +172,9 @@ func (n *Node) modulesInUse() (map[pager.Hash]bool, error) {
 		used[pager.Hash(m.offer.Module)] = true
 	}
 	n.mu.Unlock()
+	for _, h := range n.guards.modules() {
+		used[h] = true
+	}
 	records, err := n.journal.All()
 	if err != nil {
 		return nil, err

@@ -36,6 +36,16 @@ type image struct {
 	Lines [][]byte `cbor:"9,keyasint,omitempty"`
 	// App is what it carries along of its app and its placement.
 	App appState `cbor:"10,keyasint,omitzero"`
+	// Origin is set if a guardian started the worker anew.
+	Origin origin `cbor:"11,keyasint,omitzero"`
+}
+
+// An origin is where a worker began that a guardian started anew, without its
+// state: sessions of before cannot go on with it. The zero value is that of a
+// worker that has been itself since it was made.
+type origin struct {
+	Epoch uint64 `cbor:"1,keyasint"`           // its first
+	From  string `cbor:"2,keyasint,omitempty"` // name of the node that fell silent
 }
 
 // encode returns the image as it travels: magic, version, CBOR.
@@ -73,6 +83,9 @@ func parseImage(b []byte) (image, error) {
 	}
 	if size := uint64(img.State.Pages) * runner.WasmPage; size > img.Spec.MemoryLimit {
 		return img, fmt.Errorf("image: memory of %d bytes is over the worker's limit of %d", size, img.Spec.MemoryLimit)
+	}
+	if len(img.Origin.From) > 64 {
+		return img, errors.New("image: the name of an earlier node is too long")
 	}
 	return img, nil
 }

@@ -103,6 +103,11 @@ type inbox struct {
 	// gated holds replies back: the worker runs, but what it did is not yet on
 	// disk (output commit; Strom and Yemini 1985).
 	gated bool
+	// fenced, if set, says that nothing may leave now: the worker's lease has run
+	// out. flush follows if it stands again.
+	fenced func() bool
+	// heldBack is set when that has kept a reply here.
+	heldBack bool
 	// closed is sent to every outlet when the worker has left or ended.
 	closed *deliverFrame
 
@@ -332,6 +337,10 @@ func (in *inbox) flushLocked(s *sender) {
 	if in.gated {
 		return
 	}
+	if in.fenced != nil && in.fenced() {
+		in.heldBack = true
+		return
+	}
 	for _, o := range s.outlets {
 		for _, r := range s.replies {
 			if r.Seq > o.sent {
@@ -356,8 +365,22 @@ func (in *inbox) gate() {
 
 func (in *inbox) release() {
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	in.gated = false
+	in.mu.Unlock()
+	in.flush()
+}
+
+func (in *inbox) isHeldBack() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.heldBack
+}
+
+// flush sends what has been held back.
+func (in *inbox) flush() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.heldBack = false
 	for _, s := range in.senders {
 		in.flushLocked(s)
 	}

@@ -97,14 +97,15 @@ func logSource(s string) string {
 }
 
 // create starts a new worker here. files is the archive of its directories, if
-// it has some. prepare, which may be nil, is called before anyone hears of it.
-func (n *Node) create(ctx context.Context, s spec, files string, prepare func(*worker)) (*worker, error) {
+// it has some. epoch is 1, but for a worker that was taken over. prepare, which
+// may be nil, is called before anyone hears of it.
+func (n *Node) create(ctx context.Context, s spec, files string, epoch uint64, prepare func(*worker)) (*worker, error) {
 	if err := n.reserve(s.claim()); err != nil {
 		return nil, err
 	}
 	defer n.unreserve(s.claim())
 	logs := newLogRing()
-	r, err := n.startRunner(ctx, s, files, 1, logs)
+	r, err := n.startRunner(ctx, s, files, epoch, logs)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +119,7 @@ func (n *Node) create(ctx context.Context, s spec, files string, prepare func(*w
 			s.Suspend = control.SuspendAnywhere
 		}
 	}
-	w := n.newWorker(s, 1, r, logs)
+	w := n.newWorker(s, epoch, r, logs)
 	if prepare != nil {
 		prepare(w)
 	}
@@ -130,9 +131,13 @@ func (n *Node) create(ctx context.Context, s spec, files string, prepare func(*w
 	w.memory = uint64(st.Pages) * wasmPage
 	// On disk before anyone hears of it: after a crash the node knows what it
 	// owned.
-	err = n.journal.Put(handover.Record{
-		Worker: s.ID, Epoch: 1, Own: handover.OwnRunning, Updated: time.Now().Unix(), Meta: s.meta(""),
-	})
+	earlier, _, err := n.journal.Get(s.ID)
+	if err == nil {
+		err = n.journal.Put(handover.Record{
+			Worker: s.ID, Epoch: epoch, Own: handover.OwnRunning, Updated: time.Now().Unix(), Meta: s.meta(""),
+			Unsettled: earlier.Unsettled, // of when it was here before
+		})
+	}
 	if err != nil {
 		r.Close()
 		return nil, err
@@ -146,6 +151,7 @@ func (n *Node) create(ctx context.Context, s spec, files string, prepare func(*w
 func (n *Node) list(w *worker) {
 	n.mu.Lock()
 	n.workers[w.ID] = w
+	delete(n.ended, w.ID) // an earlier life of it here
 	n.mu.Unlock()
 	w.timers.run(time.Now())
 	w.outbox.start()

@@ -481,7 +481,7 @@ func (m *moveIn) continued(a handover.Resume) error {
 	if !a.Paging {
 		w.base = m.sink.Table()
 	}
-	w.events, w.memory = img.Events, uint64(size)
+	w.events, w.memory, w.origin = img.Events, uint64(size), img.Origin
 	w.holders = append([]mesh.NodeID{m.from}, m.holders[:min(len(m.holders), maxHolders-1)]...)
 	w.arrived = time.Now()
 	if err := m.carried(w, img.App); err != nil {

@@ -14,6 +14,8 @@
 //	moveOut     a worker leaves: the source of a hand-over
 //	moveIn      a worker arrives: the destination
 //	autopilot   decides where the workers here should be, and moves them
+//	keeper      keeps a worker's lease at its guardian (leased.go)
+//	guards      the workers for which this node is the guardian (guardian.go)
 package node
 
 import (
@@ -131,6 +133,7 @@ type Node struct {
 	documents documents
 	attached  attachments
 	promises  *promises
+	guards    *guards // workers of others that this node takes over if it must
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 
@@ -270,6 +273,9 @@ func New(cfg Config) (n *Node, err error) {
 	if n.journal, err = handover.OpenJournal(filepath.Join(cfg.StateDir, "journal.db")); err != nil {
 		return nil, err
 	}
+	if n.guards, err = openGuards(filepath.Join(cfg.StateDir, "guards")); err != nil {
+		return nil, err
+	}
 	n.metrics = newMetrics(n)
 	n.server = control.NewServer(control.ServerConfig{Backend: backend{n}, Log: cfg.Log, Version: cfg.Version})
 	if n.controlListener, err = control.Listen(cfg.Socket); err != nil {
@@ -355,6 +361,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mesh.Handle(protoHandover, n.serveHandover)
 	n.mesh.Handle(protoPaths, n.servePaths)
 	n.mesh.Handle(protoWarm, n.serveWarm)
+	n.mesh.Handle(protoLease, n.serveLease)
 	n.mesh.Handle(protoDemand, n.servePages)
 	n.mesh.Handle(protoBulk, n.servePages)
 	n.mesh.Handle(protoControl, func(ctx context.Context, s *mesh.Stream) {
@@ -392,6 +399,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { n.keepSpeed(ctx); return nil })
 	g.Go(func() error { n.keepPlaced(ctx); return nil })
 	g.Go(func() error { n.keepPromises(ctx); return nil })
+	g.Go(func() error { n.keepLeases(ctx); return nil })
 
 	<-ctx.Done()
 	cause := context.Cause(ctx)

@@ -233,6 +233,7 @@ type outState struct {
 	Sender  senderID         `cbor:"3,keyasint"`
 	Next    uint64           `cbor:"4,keyasint"`
 	Pending []deliverMessage `cbor:"5,keyasint,omitempty"`
+	Epoch   uint64           `cbor:"6,keyasint,omitempty"` // the target's, when it last welcomed the sender
 }
 
 // state returns a stopped outbox for the image, in order of name.
@@ -243,7 +244,7 @@ func (o *outbox) state() []outState {
 	for name, s := range o.targets {
 		s.mu.Lock()
 		out = append(out, outState{
-			Name: name, Worker: s.worker, Sender: s.id, Next: s.next, Pending: slices.Clone(s.pending),
+			Name: name, Worker: s.worker, Sender: s.id, Next: s.next, Pending: slices.Clone(s.pending), Epoch: s.epoch,
 		})
 		s.mu.Unlock()
 	}
@@ -265,7 +266,7 @@ func (o *outbox) restore(out []outState) error {
 		}
 		s := o.newTarget(t.Name)
 		s.init(first)
-		s.worker, s.id, s.next, s.pending = t.Worker, t.Sender, t.Next, t.Pending
+		s.worker, s.id, s.next, s.pending, s.epoch = t.Worker, t.Sender, t.Next, t.Pending, t.Epoch
 		for i, m := range t.Pending {
 			if m.Seq != first+uint64(i) || len(m.Payload) > MaxPayload {
 				return fmt.Errorf("outgoing messages to %s are misnumbered", t.Name)

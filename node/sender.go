@@ -53,6 +53,7 @@ type Sender struct {
 	got     uint64           // Recv has returned all replies up to here
 	replies []reply          // arrived, and not yet taken by Recv
 	err     error            // no more replies will come
+	epoch   uint64           // the latest in which the worker has welcomed s
 	held    bool             // the home has no room on this connection
 	rewind  uint64           // the home has room again, from this number on; 0 if it did not say
 	changed chan struct{}    // closed and replaced at every change of the above
@@ -383,9 +384,9 @@ func (s *Sender) converse(ctx context.Context, st stream, worker string) (moved 
 	defer stop()
 
 	s.mu.Lock()
-	sent := s.acked // the last number written to this stream
+	sent, epoch := s.acked, s.epoch // the last number written to this stream
 	s.mu.Unlock()
-	hello := &deliverHello{Worker: worker, Sender: s.id, Base: sent + 1, From: s.from}
+	hello := &deliverHello{Worker: worker, Sender: s.id, Base: sent + 1, From: s.from, Epoch: epoch}
 	if err := mesh.WriteMessage(st, deliverFrame{Hello: hello}); err != nil {
 		return moved, false, err
 	}
@@ -493,7 +494,7 @@ func (s *Sender) read(st io.Reader) (moved deliverMoved, welcome bool, err error
 		switch {
 		case f.Welcome != nil:
 			welcome = true
-			s.welcomed(f.Welcome.Worker)
+			s.welcomed(f.Welcome.Worker, f.Welcome.Epoch)
 		case f.Reply != nil:
 			s.arrived(*f.Reply)
 		case f.Hold != nil:
@@ -533,14 +534,22 @@ func (s *Sender) arrived(r reply) {
 	s.changedLocked()
 }
 
-// welcomed takes the id of the worker that a name has turned out to mean.
-func (s *Sender) welcomed(worker string) {
+// welcomed takes the id of the worker that a name has turned out to mean, and
+// the epoch that it is in; either may be missing.
+func (s *Sender) welcomed(worker string, epoch uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.epoch = max(s.epoch, epoch)
 	if s.worker == "" && validID(worker) {
 		s.worker = worker
 		s.changedLocked()
 	}
+}
+
+func (s *Sender) epochNow() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.epoch
 }
 
 // label is what to call the worker in a message.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"meshnode/mesh"
@@ -58,6 +59,9 @@ type worker struct {
 	logs   *logRing
 	times  eventTimes
 	place  placed
+	origin origin // set before start
+	// fence is when its lease runs out, by lease.Now; 0 is never. See fenced.
+	fence atomic.Int64
 
 	// Owned by the loop.
 	runner *runner.Runner
@@ -66,6 +70,8 @@ type worker struct {
 	paused bool // by the user
 	// noSends has the sends of the next event refused: see outboxPatience.
 	noSends bool
+	// heldBack says that the outbox was stopped because the lease had run out.
+	heldBack bool
 	// console is a command worker's; nil for an event worker.
 	console *console
 	// attention has a token when there may be output that the runner's bell
@@ -99,6 +105,10 @@ type worker struct {
 	gated bool
 	// cut says whether it stands still because its node is cut off.
 	cut cut
+	// keeper keeps its lease, nil if it has none; superseded is set once another
+	// node is known to have taken the worker.
+	keeper     *keeper
+	superseded bool
 	// draining is set while pages are still to come. An event may then wait
 	// for the network for as long as the drain is allowed to take.
 	draining bool
@@ -126,6 +136,7 @@ func (n *Node) newWorker(s spec, epoch uint64, r *runner.Runner, logs *logRing) 
 		w.console = new(console)
 	}
 	w.place.init(s)
+	w.inbox.fenced = w.fenced
 	w.ctx, w.cancel = context.WithCancelCause(n.ctx)
 	w.outbox = newOutbox(n, w.Name, w.remark)
 	return w
@@ -182,6 +193,7 @@ func (w *worker) loop(ctx context.Context) {
 	defer alarm.Stop()
 	w.goOn()
 	for {
+		w.letOut()
 		var ready, bell, attention <-chan struct{}
 		var due, patience <-chan time.Time
 		if w.console != nil && !w.frozen && !w.isGated() {
@@ -208,6 +220,9 @@ func (w *worker) loop(ctx context.Context) {
 		case f := <-w.requests:
 			f()
 		case <-ready:
+			if w.fenced() {
+				continue // since the loop looked; there is a signal when it goes on
+			}
 			if m := w.inbox.pop(); m != nil {
 				err = w.message(ctx, m)
 			}
@@ -252,7 +267,7 @@ func (w *worker) message(ctx context.Context, m *message) error {
 func (w *worker) timer(ctx context.Context) error {
 	id, at, ok := w.timers.next()
 	now := time.Now()
-	if !ok || now.Before(at) {
+	if !ok || now.Before(at) || w.fenced() {
 		return nil
 	}
 	w.timers.fired(id, now)
@@ -299,6 +314,9 @@ func (w *worker) handle(ctx context.Context, ev runner.Event) (runner.Effects, e
 	w.node.metrics.event(time.Since(started))
 	w.timers.apply(eff.Timers, time.Now())
 	if len(eff.Sends) > 0 {
+		if w.fenced() {
+			w.holdBack()
+		}
 		w.outbox.add(eff.Sends)
 	}
 	w.mu.Lock()
@@ -453,7 +471,7 @@ func (w *worker) announce() {
 	}
 	e := entry{
 		ID: w.ID, Name: w.Name, Home: w.node.id, Epoch: w.epoch, State: w.state,
-		Module: w.Module.String(), Reason: w.reason, App: w.place.appName(),
+		Module: w.Module.String(), Reason: w.reason, App: w.place.appName(), Guardian: w.guardianNowLocked(),
 	}
 	w.mu.Unlock()
 	w.node.dir.set(e, time.Now())
@@ -498,7 +516,7 @@ func (w *worker) run(why *bool) {
 
 // halted says whether there is a reason for the worker to stand still. It is
 // called on the loop.
-func (w *worker) halted() bool { return w.frozen || w.paused || w.isCut() }
+func (w *worker) halted() bool { return w.frozen || w.paused || w.isCut() || w.fenced() }
 
 // runAgain lets it go on unless there is.
 func (w *worker) runAgain() {
@@ -559,7 +577,7 @@ func (w *worker) image(ctx context.Context) (image, error) {
 	return image{
 		Spec: w.spec, State: st, Timers: w.timers.state(),
 		Senders: w.inbox.cursors(), Outbox: w.outbox.state(),
-		Events: events, Paused: w.paused, Lines: w.console.state(), App: w.place.pack(time.Now()),
+		Events: events, Paused: w.paused, Lines: w.console.state(), App: w.place.pack(time.Now()), Origin: w.origin,
 	}, nil
 }
 
@@ -569,6 +587,9 @@ func (w *worker) pause(ctx context.Context) error {
 }
 
 func (w *worker) resume(ctx context.Context) error {
+	if err := w.mayResume(); err != nil {
+		return err
+	}
 	return w.command(ctx, func() error {
 		w.resumeCut()
 		w.run(&w.paused)
@@ -602,6 +623,8 @@ func (w *worker) shown() {
 		w.setState(control.StateDraining, "")
 	case w.paused:
 		w.setState(control.StatePaused, "")
+	case w.fenced():
+		w.setState(control.StatePaused, w.fencedReason())
 	case w.isCut():
 		w.setState(control.StatePaused, "its node has lost all others, and onDisconnect of its app is not run")
 	default:

@@ -156,11 +156,14 @@ func (a *app) appShowCommand() *cobra.Command {
 func appWorkerRows(w io.Writer, p control.App) {
 	row(w, "WORKER", "NODE", "STATE", "FOR", "EPOCH", "MEMORY", "EVENTS", " ")
 	for _, k := range p.Workers {
-		pin := " "
+		var more []string
 		if k.Pinned {
-			pin = "pinned"
+			more = append(more, "pinned")
 		}
-		row(w, freeText(k.Name), freeText(k.HomeName), workerState(k), ago(k.Since), k.Epoch, size(k.MemoryBytes), k.Events, pin)
+		if g := guardianText(k.Guardian); g != "" {
+			more = append(more, "guardian "+g)
+		}
+		row(w, freeText(k.Name), freeText(k.HomeName), workerState(k), ago(k.Since), k.Epoch, size(k.MemoryBytes), k.Events, strings.Join(more, "; ")+" ")
 	}
 	for _, n := range p.Notes {
 		fmt.Fprintf(w, "note: %s\n", freeText(n))

@@ -297,6 +297,7 @@ func workerTable(out io.Writer, w control.Worker) {
 	if w.Pinned {
 		field(out, "pinned", "does not move by itself")
 	}
+	field(out, "guardian", guardianText(w.Guardian))
 	field(out, "suspend", freeText(w.Suspend))
 	field(out, "directories", dirsText(w))
 	events := fmt.Sprint(w.Events)
@@ -317,6 +318,26 @@ func workerTable(out io.Writer, w control.Worker) {
 	field(out, "inbox", fmt.Sprintf("%s waiting, from %s", plural(w.Inbox, "message"), plural(w.Senders, "sender")))
 	field(out, "module", w.Module)
 	field(out, "created", w.Created.Local().Format(time.RFC3339)+", "+ago(w.Created)+" ago")
+}
+
+// guardianText says who takes a worker over, and how its lease stands; empty if
+// it asks for nobody.
+func guardianText(g *control.Guardian) string {
+	if g == nil {
+		return ""
+	}
+	name := freeText(g.NodeName)
+	switch g.State {
+	case control.LeaseNone:
+		return "none: " + freeText(g.Reason)
+	case control.LeaseAsked:
+		return name + ", was asked"
+	}
+	s := name + ", lease " + freeText(g.State)
+	if g.LeaseMs > 0 {
+		s += fmt.Sprintf(", of %s, renewed %s ago", millis(g.LeaseMs), millis(g.AgeMs))
+	}
+	return s
 }
 
 // dirsText says which directories a worker has; empty if it has none.

@@ -141,6 +141,31 @@ const (
 	EventUnpin  = "unpin"  // or may move again
 	EventRemove = "remove" // an app was removed
 	EventDrain  = "drain"  // of this node, begun or ended
+	// EventFallback tells of a worker's guardian and lease, and that it was taken
+	// over.
+	EventFallback = "fallback"
+)
+
+// A Guardian is the node that takes a worker over if its own node falls silent,
+// as onDisconnect: fallback of a manifest asks for.
+type Guardian struct {
+	Node     string `json:"node,omitempty"`
+	NodeName string `json:"nodeName,omitempty"`
+	State    string `json:"state"` // of the lease, see LeaseHeld
+	// LeaseMs is how long the worker runs without an answer of its guardian's,
+	// AgeMs how long ago that was asked which it answered last. Only from the
+	// worker's own node.
+	LeaseMs float64 `json:"leaseMs,omitempty"`
+	AgeMs   float64 `json:"ageMs,omitempty"`
+	Reason  string  `json:"reason,omitempty"` // why there is none
+}
+
+// States of a lease.
+const (
+	LeaseNone   = "none"   // nobody takes the worker
+	LeaseAsked  = "asked"  // a node was asked to be the guardian
+	LeaseHeld   = "held"   // the guardian takes it if it hears nothing
+	LeaseLapsed = "lapsed" // the guardian does not answer: the worker stands still
 )
 
 // Outcomes of moves and starts. Other events have words of their own.

@@ -345,6 +345,9 @@ const (
 	StateExited   = "exited"   // its program ran to its end
 	StateFailed   = "failed"   // ended by itself: see Worker.Reason
 	StateLost     = "lost"     // its memory cannot be had any more: see Worker.Reason
+	// StateSuperseded is what a session hears that began with a worker whose node
+	// fell silent, and which another node has started anew.
+	StateSuperseded = "superseded"
 )
 
 // Phases of a move, in order. The phase "freeze" opens the blackout, "commit"
@@ -418,6 +421,8 @@ type Worker struct {
 	Command bool      `json:"command,omitempty"`
 	Since   time.Time `json:"since"` // when it entered State
 	Created time.Time `json:"created"`
+	// Guardian takes the worker over if its node falls silent.
+	Guardian *Guardian `json:"guardian,omitempty"`
 	// ResidentShare is how much of its memory is at its home: below 1 while
 	// it drains. Only where one worker is asked for.
 	ResidentShare float64 `json:"residentShare,omitempty"`

@@ -193,10 +193,10 @@ const (
 )
 
 // OnDisconnect says what becomes of a worker on a node that has lost every
-// other node.
+// other node, or its guardian.
 type OnDisconnect struct {
-	Action DisconnectAction `json:"action" schema:"default=run;enum=run|pause|fallback" doc:"run: it goes on, and nobody else takes it; pause: it freezes until the node is back, and nobody else takes it; fallback: it freezes, and the first of the fallback list that fits takes it from its last checkpoint."`
-	After  Duration         `json:"after" schema:"default=10s;min=1s;max=24h" doc:"How long the node must have been alone."`
+	Action DisconnectAction `json:"action" schema:"default=run;enum=run|pause|fallback" doc:"run: it goes on, and nobody else takes it; pause: it freezes until the node is back, and nobody else takes it; fallback: the first of the fallback list that fits is its guardian; when the two nodes do not reach each other it freezes, and the guardian starts it anew, without its state."`
+	After  Duration         `json:"after" schema:"default=10s;min=1s;max=24h" doc:"How long the node must have been alone; with fallback, have had no answer of the guardian: its lease, which the guardian waits out, and a twentieth and a second longer."`
 }
 
 // DisconnectAction says what happens to a worker that is cut off.
