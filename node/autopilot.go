@@ -210,7 +210,7 @@ func (n *Node) standBy() {
 
 // due returns the workers at home here that are to be decided on now.
 func (n *Node) due(now time.Time) []dueWorker {
-	closed, force := n.drains.state()
+	_, force := n.drains.state()
 	alive := 0
 	for _, m := range n.mesh.Members() {
 		if m.State == mesh.Alive {
@@ -227,6 +227,7 @@ func (n *Node) due(now time.Time) []dueWorker {
 		}
 		p := &w.place
 		p.mu.Lock()
+		closed := n.drains.takes(p.app, p.applied)
 		d := dueWorker{w: w, app: p.app, text: string(p.text), state: p.state, pinned: p.pinned && !force, forced: force}
 		for _, id := range p.last.Rivals {
 			d.rivals = append(d.rivals, mesh.NodeID(id))

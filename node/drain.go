@@ -10,19 +10,42 @@ import (
 
 	"meshnode/node/control"
 	"meshnode/placement"
+	"meshnode/placement/manifest"
 )
 
-// drains says whether this node is being drained. Safe for concurrent use.
+// drains says whether this node is being drained, or about to stop. Safe for
+// concurrent use.
 type drains struct {
-	mu    sync.Mutex
-	on    bool
-	force bool // pins do not count
+	mu       sync.Mutex
+	on       bool
+	force    bool // pins do not count
+	stopping bool
 }
 
 func (d *drains) state() (on, force bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.on, d.on && d.force
+	return d.on || d.stopping, d.on && d.force
+}
+
+// takes says whether a worker is to leave, by what its manifest says.
+func (d *drains) takes(app *manifest.App, applied bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.on || d.stopping && applied && app.Migration.Mode != manifest.Never && (app.Migration.Mode == manifest.Auto || len(app.Fallback) > 0)
+}
+
+// stop says that the node is about to stop, for good.
+func (d *drains) stop() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stopping = true
+}
+
+func (d *drains) isStopping() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stopping
 }
 
 // begin reports false where a drain is under way already.

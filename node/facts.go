@@ -270,7 +270,7 @@ func (n *Node) capabilities() capabilities {
 	c := capabilities{
 		APIVersion: control.APIVersion, Kind: "Capabilities", OS: goruntime.GOOS, Arch: goruntime.GOARCH,
 		Cores: goruntime.NumCPU(), MemoryBytes: total, PageBytes: os.Getpagesize(), Engine: n.engine(), Paging: n.paging(),
-		Speed: speed.Speed, SpeedAt: speed.At, Cordoned: n.said.cordoned(), Labels: n.said.labels(),
+		Speed: speed.Speed, SpeedAt: speed.At, Cordoned: n.closed(), Labels: n.said.labels(),
 		Interfaces: n.cfg.Interfaces, Accelerators: n.cfg.Accelerators, Version: n.cfg.Version.Version,
 	}
 	p, k := n.promises.record()
@@ -287,7 +287,7 @@ func (n *Node) capabilities() capabilities {
 func (n *Node) advertise() {
 	n.promises.telling()
 	n.mesh.UpdateRecord(func(r *mesh.Record) {
-		r.Speed, r.Cordoned = n.said.speedNow().Speed, n.said.cordoned()
+		r.Speed, r.Cordoned = n.said.speedNow().Speed, n.closed()
 	})
 	b, err := json.Marshal(n.capabilities())
 	if err == nil {
@@ -308,8 +308,16 @@ func (n *Node) configure(req control.NodeSettings) error {
 	return nil
 }
 
-// errCordoned refuses a worker that would be new here.
-func (n *Node) errCordoned() error {
+// closed says whether the node takes no new workers.
+func (n *Node) closed() bool { return n.said.cordoned() || n.drains.isStopping() }
+
+// errClosed refuses a worker that would be new here.
+func (n *Node) errClosed() error {
+	if n.drains.isStopping() {
+		return &control.Error{
+			Code: control.CodeConflict, Message: fmt.Sprintf("node %s is about to stop: it takes no new workers", n.name()), Hint: "use another node",
+		}
+	}
 	return &control.Error{
 		Code:    control.CodeConflict,
 		Message: fmt.Sprintf("node %s is cordoned: it takes no new workers", n.name()),

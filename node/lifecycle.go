@@ -163,8 +163,8 @@ func (n *Node) list(w *worker) {
 // says why there is none. Memory counts by limit, not by use: a worker that
 // may grow must be able to.
 func (n *Node) reserve(bytes uint64) error {
-	if n.said.cordoned() {
-		return n.errCordoned()
+	if n.closed() {
+		return n.errClosed()
 	}
 	total, _ := n.memory()
 	n.mu.Lock()

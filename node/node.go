@@ -70,6 +70,7 @@ type Config struct {
 	CPUStat      string          // where the kernel counts CPU times, for containers with a count of their own [/proc/stat]
 	EventTimeout time.Duration   // the longest an event may take [10 s]
 	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
+	StopTime     time.Duration   // how long workers may take to leave before the node stops; 0 lets none leave
 	Move         handover.Params // waits of a move
 	WorkerMemory uint64          // bytes that the limits of all workers here may add up to [the machine's memory]
 	PushRate     int64           // bytes a second that all moves together may push; 0 is no limit
@@ -343,9 +344,11 @@ func (n *Node) Metrics() string {
 }
 
 // Run takes part in the mesh until ctx is done or the node is told to leave.
+// When ctx is done it goes on for Config.StopTime at most, to let workers leave.
 // The error is nil after an orderly end and ErrRestart after a join.
 func (n *Node) Run(ctx context.Context) error {
-	ctx, n.cancel = context.WithCancelCause(ctx)
+	asked := ctx
+	ctx, n.cancel = context.WithCancelCause(context.WithoutCancel(asked))
 	defer n.cancel(nil)
 	// The mesh outlives everything else: workers that end say so through it.
 	meshCtx, stopMesh := context.WithCancel(context.WithoutCancel(ctx))
@@ -401,7 +404,12 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { n.keepPromises(ctx); return nil })
 	g.Go(func() error { n.keepLeases(ctx); return nil })
 
-	<-ctx.Done()
+	select {
+	case <-asked.Done():
+		n.retire(ctx)
+		n.cancel(context.Cause(asked))
+	case <-ctx.Done():
+	}
 	cause := context.Cause(ctx)
 	n.mesh.CloseClients() // other nodes serve them while the workers end here
 

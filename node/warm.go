@@ -122,8 +122,8 @@ func (n *Node) makeWarm(ctx context.Context, from mesh.NodeID, want *warmWant) e
 	if err := want.validate(); err != nil {
 		return err
 	}
-	if n.said.cordoned() {
-		return n.errCordoned()
+	if n.closed() {
+		return n.errClosed()
 	}
 	if n.memoryFree() < want.MemoryLimit {
 		return fmt.Errorf("no room for the worker: %d bytes", want.MemoryLimit)

@@ -44,12 +44,15 @@ func (a *app) upCommand() *cobra.Command {
 		eventTimeout = durationValue{d: 10 * time.Second}
 		drainTimeout = durationValue{d: time.Minute}
 		joinTimeout  = durationValue{d: time.Minute}
+		stopTimeout  = durationValue{d: 8 * time.Second, zeroOK: true}
 	)
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run a node",
-		Long: `up runs this machine's node until it is interrupted, then leaves the mesh in
-order. A node that is in no mesh yet founds one and becomes its authority, the
+		Long: `up runs this machine's node until it is interrupted (SIGINT, SIGTERM), then
+moves away the workers of apps that move by themselves or have a fallback list,
+within --stop-timeout, and leaves the mesh in order. A second interrupt ends it
+at once. A node that is in no mesh yet founds one and becomes its authority, the
 node that lets others in; --join enrols it in an existing mesh instead.
 
     meshnode up --name cloud --tier cloud
@@ -89,6 +92,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 				Exe:          exe,
 				EventTimeout: eventTimeout.d,
 				DrainTimeout: drainTimeout.d,
+				StopTime:     stopTimeout.d,
 				PushRate:     int64(min(pushRate.bytes, math.MaxInt64)),
 				PageCache:    int64(pageCache.bytes),
 				Version:      control.BuildVersion(),
@@ -134,6 +138,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.Var(&metrics, "metrics", "where to serve Prometheus metrics (port 0: any, see status), or off")
 	f.Var(&eventTimeout, "event-timeout", "how long a worker may take over one event before it is stopped")
 	f.Var(&drainTimeout, "drain-timeout", "how long a worker waits for memory still at a node that cannot be reached")
+	f.Var(&stopTimeout, "stop-timeout", "how long workers may take to leave when the node is told to stop; 0 lets none leave")
 	f.Var(&pushRate, "push-rate", "the most memory a second that all moves from here together may push, as 10MiB; what a worker waits for is not held back (default: no limit)")
 	f.Var(&pageCache, "page-cache", "how much disk the memory of workers that were here may take, so that they return with less; 0B is none")
 	f.BoolVar(&interpreter, "interpreter", false, "run WebAssembly without compiling it")
