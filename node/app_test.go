@@ -345,6 +345,44 @@ placement: {prefer: [{nodes: [%s], weight: 0.1}]}
 	}
 }
 
+// TestTwins starts the same worker on two nodes, as two applies at the same moment
+// do: one stays, and both nodes agree on which.
+func TestTwins(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	text := guarded(time.Hour, a.name(), "nobody")
+	if _, err := a.apply(t, text); err != nil {
+		t.Fatal(err)
+	}
+	first, err := a.client.Worker(t.Context(), "counter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := parseManifest("", text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := a.worker(first.ID)
+	if err := b.fetchModule(t.Context(), a.id, nil, local.Module, local.ModuleBytes); err != nil {
+		t.Fatal(err)
+	}
+	// Past the look for a worker of that name, which both passed in time.
+	s := appSpec(m, "counter", local.Module, local.ModuleBytes)
+	if _, err := b.create(t.Context(), s, "", 1, func(w *worker) { w.govern(m, m.Effective()) }); err != nil {
+		t.Fatal(err)
+	}
+	stays, home := first.ID, a
+	if s.ID < first.ID {
+		stays, home = s.ID, b
+	}
+	for _, n := range nodes {
+		waitFor(t, "one worker", func() bool {
+			ws, err := n.client.Workers(t.Context())
+			return err == nil && len(ws) == 1 && ws[0].ID == stays && ws[0].Home == string(home.id)
+		})
+	}
+}
+
 func TestTryNext(t *testing.T) {
 	for _, r := range []struct {
 		err  error

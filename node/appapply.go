@@ -425,6 +425,36 @@ func (b backend) StartWorker(ctx context.Context, req control.StartRequest) (con
 	return w.describe(), nil
 }
 
+// twinTime is how long a new worker may turn out to have a twin: longer than the
+// news of a start takes to reach all.
+const twinTime = 30 * time.Second
+
+// giveWay ends workers here that were started a moment ago, and that another node
+// had been told to start as well, before either could hear of the other. Of
+// twins the one with the smaller id stays, which both sides know. One that has run
+// for longer is not ended for anybody.
+func (n *Node) giveWay(ctx context.Context, now time.Time) {
+	for _, w := range n.locals() {
+		app := w.place.appName()
+		if app == "" || now.Sub(time.Unix(0, w.Created)) > twinTime || !w.settled() {
+			continue
+		}
+		for _, e := range n.dir.list() {
+			if e.Name != w.Name || e.App != app || e.ID >= w.ID || ended(e.State) {
+				continue
+			}
+			ev := n.event(w, control.EventRemove, "twin", fmt.Sprintf("node %s was told to start it at the same moment, and keeps it", n.nameOf(e.Home)))
+			ev.From, ev.To, ev.Outcome = n.name(), n.nameOf(e.Home), control.OutcomeDone
+			if err := n.stop(ctx, w); err != nil {
+				ev.Outcome, ev.Error = control.OutcomeFailed, err.Error()
+			}
+			n.events.add(ev)
+			n.log.Info("worker gives way to its twin", "worker", w.ID, "name", w.Name, "twin", e.ID, "node", e.Home)
+			break
+		}
+	}
+}
+
 // claimName keeps a second worker of a name from being started while the first
 // fetches its module, until freeName.
 func (n *Node) claimName(name string) bool {

@@ -128,6 +128,7 @@ type dueWorker struct {
 func (n *Node) lookAfter(ctx context.Context) error {
 	now := time.Now()
 	n.standBy()
+	n.giveWay(ctx, now)
 	due := n.due(now)
 	if len(due) == 0 {
 		return nil
