@@ -460,11 +460,11 @@ func (t *transfer) bulkStream(ctx context.Context, l *link) error {
 		for range bulkBuffers {
 			in.buffers <- new(pageBuffer)
 		}
-	}
-	if l.peers.alive() > 0 {
-		l.gather = newGather(l.peers, l.pages, l.rw, l.write)
-		l.gather.place = l.bring
-		defer l.gather.start(cancel)()
+		if l.peers.alive() > 0 { // what an intake has left is named no more
+			l.gather = newGather(l.peers, l.pages, l.rw, l.write)
+			l.gather.place = l.bring
+			defer l.gather.start(cancel)()
+		}
 	}
 	in.stop = ctx.Done()
 	frames := make(chan frame)
