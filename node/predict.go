@@ -146,7 +146,9 @@ func (m *moveOut) learn() {
 func (m *moveOut) carriedLocked() float64 {
 	if m.writes != nil && m.writes.ready() && m.writes.rounds != nil {
 		if st := m.writes.rounds.Stats(); st.Rate > 0 && st.Bytes >= rateFrom {
-			return st.Rate
+			// Many small rounds keep the rate of the first, which may be of a
+			// few kilobytes; the path has carried what all of them sent.
+			return max(st.Rate, float64(st.Bytes)/m.frozen.Sub(m.started).Seconds())
 		}
 	}
 	if m.pages != nil {
