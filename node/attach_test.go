@@ -184,6 +184,32 @@ func TestClientRoams(t *testing.T) {
 	waitFor(t, "the sender to be forgotten", func() bool { senders, _ := w.inbox.depth(); return senders == 0 })
 }
 
+// TestRelayAhead gives an access node the replies to messages that the client sent
+// by another, before the client has sent them again.
+func TestRelayAhead(t *testing.T) {
+	s := &Sender{relays: true}
+	s.init(5)
+	for _, seq := range []uint64{4, 5, 6} { // 4 the client has
+		s.arrived(reply{Seq: seq})
+	}
+	for _, seq := range []uint64{5, 6, 7} { // 5 and 6 were on their way
+		if err := s.take(deliverMessage{Seq: seq}); err != nil {
+			t.Fatalf("message %d: %v", seq, err)
+		}
+	}
+	s.arrived(reply{Seq: 7})
+	for want := uint64(5); want <= 7; want++ {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // what there is comes all the same
+		if r, err := s.Recv(ctx); err != nil || r.Seq != want {
+			t.Fatalf("reply %d, %v, want %d", r.Seq, err, want)
+		}
+	}
+	if err := s.acknowledge(7); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func mustFind(t *testing.T, n *testNode, name string) string {
 	t.Helper()
 	e, err := n.dir.find(name)
