@@ -10,8 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/tetratelabs/wazero"
@@ -23,7 +26,7 @@ import (
 )
 
 var (
-	randomModules = flag.Int("random", 200, "number of random modules to try")
+	randomModules = flag.Int("random", 1000, "number of random modules to try")
 	randomSeed    = flag.Uint64("seed", 0, "seed of the random modules; 0 picks one")
 )
 
@@ -48,51 +51,70 @@ func TestRandom(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	t.Logf("seed %d", seed)
-	dir := t.TempDir()
-	ctx := context.Background()
+	var mu sync.Mutex
 	var calls, stops, traps, refused int
 	why := map[string]int{}
-	for i := range *randomModules {
-		if t.Failed() {
-			break
+	var failed atomic.Bool
+	t.Run("each", func(t *testing.T) {
+		shares := runtime.GOMAXPROCS(0)
+		for share := range shares {
+			t.Run(fmt.Sprint(share), func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				for i := share; i < *randomModules && !failed.Load(); i += shares {
+					c, s, tr, err := tryRandom(t, tool, dir, seed, i)
+					mu.Lock()
+					calls, stops, traps = calls+c, stops+s, traps+tr
+					if err != nil {
+						refused++
+						why[err.Feature]++
+					}
+					mu.Unlock()
+					if t.Failed() {
+						failed.Store(true)
+					}
+				}
+			})
 		}
-		rng := rand.New(rand.NewPCG(seed, uint64(i)))
-		input := make([]byte, 500+rng.IntN(6000))
-		for j := range input {
-			input[j] = byte(rng.Uint32())
-		}
-		in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out.wasm")
-		if err := os.WriteFile(in, input, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		args := []string{in, "-ttf", "--mvp-features", "--enable-simd", "--enable-bulk-memory", "--enable-multivalue",
-			"--enable-sign-ext", "--enable-nontrapping-float-to-int", "--enable-mutable-globals", "--denan", "-o", out}
-		if i%3 == 0 { // most of these have externref globals, or types of later proposals
-			args = append(args, "--enable-reference-types")
-		}
-		cmd := exec.Command(tool, args...)
-		if msg, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, msg)
-		}
-		module, err := os.ReadFile(out)
-		if err != nil {
-			t.Fatal(err)
-		}
-		options := suspend.Options{Poll: suspend.Countdown, Foreign: true, Everywhere: rng.IntN(2) == 0, Once: rng.IntN(2) == 0}
-		p, err := suspend.Rewrite(module, options)
-		if err != nil {
-			var e *suspend.RefusedError
-			if !errors.As(err, &e) || e.Feature == "malformed module" {
-				t.Errorf("module %d: %v", i, err)
-			}
-			refused++
-			why[e.Feature]++
-			continue
-		}
-		c, s, tr := compareRandom(ctx, t, i, module, p, rng)
-		calls, stops, traps = calls+c, stops+s, traps+tr
-	}
+	})
 	t.Logf("%d modules, %d refused %v, %d calls, %d stops, %d traps", *randomModules, refused, why, calls, stops, traps)
+}
+
+// tryRandom makes module i and compares it with itself, unless Rewrite refuses
+// it by name.
+func tryRandom(t *testing.T, tool, dir string, seed uint64, i int) (calls, stops, traps int, refused *suspend.RefusedError) {
+	rng := rand.New(rand.NewPCG(seed, uint64(i)))
+	input := make([]byte, 500+rng.IntN(6000))
+	for j := range input {
+		input[j] = byte(rng.Uint32())
+	}
+	in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out.wasm")
+	if err := os.WriteFile(in, input, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{in, "-ttf", "--mvp-features", "--enable-simd", "--enable-bulk-memory", "--enable-multivalue",
+		"--enable-sign-ext", "--enable-nontrapping-float-to-int", "--enable-mutable-globals", "--denan", "-o", out}
+	if i%3 == 0 { // most of these have externref globals, or types of later proposals
+		args = append(args, "--enable-reference-types")
+	}
+	cmd := exec.Command(tool, args...)
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, msg)
+	}
+	module, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := suspend.Options{Poll: suspend.Countdown, Foreign: true, Everywhere: rng.IntN(2) == 0, Once: rng.IntN(2) == 0}
+	p, err := suspend.Rewrite(module, options)
+	if err != nil {
+		if !errors.As(err, &refused) || refused.Feature == "malformed module" {
+			t.Fatalf("module %d: %v", i, err)
+		}
+		return 0, 0, 0, refused
+	}
+	calls, stops, traps = compareRandom(context.Background(), t, i, module, p, rng)
+	return calls, stops, traps, nil
 }
 
 // logger is the module that random modules import, which notes what they log.
