@@ -23,11 +23,12 @@ type construct struct {
 	end             int // index of the instruction that closes it
 
 	// What the emitter notes of constructs with points: the operand stack below
-	// the parameters, the regions of the arms, and, while it is open, how many
-	// labels are around the construct's own.
+	// the parameters, the region of a loop's body, and, while it is open, how many
+	// labels are around the construct's own, and around that of its second arm.
 	stack  []byte
-	region [2]int32
+	region int32
 	abs    int
+	orElse int
 }
 
 // label is the types that a branch to the construct takes along.

@@ -46,7 +46,11 @@ type emitter struct {
 	keyBuf  []byte
 	wrapped bool // the body is in a block of its own, which branches to the end use
 
-	flag uint32 // a global: resume, for a function that is in locals and only once
+	// flag is a global that says that a function which is in locals and only once
+	// is to resume. One for all will do, since each clears it first of all; and
+	// wazero, which looks at every global behind every call while it compiles,
+	// would take ten times as long if each had its own.
+	flag uint32
 
 	// Resuming version.
 	regions []region
@@ -248,14 +252,14 @@ func (e *emitter) emitFast() []byte {
 	}
 	e.labels = append(e.labels, label{c: 0})
 	e.body()
-	return e.withTails(nil)
+	return e.withTails()
 }
 
-// withTails appends the function, whose body has been written, to the others:
-// between before, which can set the locals up, and the code that saves frames.
-func (e *emitter) withTails(before []byte) []byte {
+// withTails appends the function, whose body has been written, to the others,
+// with the code that saves frames.
+func (e *emitter) withTails() []byte {
 	body := e.out
-	head := appendBlocks(before, len(e.tails))
+	head := appendBlocks(nil, len(e.tails))
 	e.out = nil
 	for i, list := range e.tails {
 		e.byte(opEnd)
@@ -549,12 +553,11 @@ func (e *emitter) ret() {
 func (e *emitter) construct(ins *instruction, points []point) {
 	c := &e.f.ctl[ins.a]
 	if e.dead { // a resume leads into it, or to its head
-		if ins.op == opBlock {
+		if ins.op == opLoop {
+			e.arrive(ins, points)
+		} else {
 			e.reopen(ins)
-			return
 		}
-		e.restack(c.stack)
-		e.arrive(ins, points)
 		return
 	}
 	d := len(e.labels)
@@ -600,12 +603,17 @@ func (e *emitter) construct(ins *instruction, points []point) {
 		}
 		return
 	}
-	if ins.op == opBlock {
-		e.reopen(ins)
-		e.unpass(d, c.params)
-		return
+	if isIf {
+		e.get(e.condition())
+		e.byte(0x45) // i32.eqz
+		if c.hasElse {
+			e.branch(opBrIf, c.orElse)
+		} else {
+			e.branch(opBrIf, c.abs)
+		}
 	}
-	e.arrive(ins, points)
+	e.reopen(ins)
+	e.unpass(d, c.params)
 }
 
 // call writes a call, which is made by code, and the points at it.
@@ -669,13 +677,17 @@ func (e *emitter) orElse(ins *instruction) {
 		e.pass(d, c.results)
 	}
 	e.checkEmpty(d)
-	e.byte(opElse)
+	if e.resume && c.points {
+		if !e.dead {
+			e.branch(opBr, c.abs)
+		}
+		e.close()
+	} else {
+		e.byte(opElse)
+	}
 	e.dead = false
 	e.stack = e.stack[:e.labels[d].base]
 	e.spilt = min(e.spilt, len(e.stack))
-	if e.resume && c.points {
-		e.enter(c.region[1])
-	}
 	e.unpass(d, c.params)
 }
 

@@ -3,27 +3,41 @@ package suspend
 import "slices"
 
 // A region is a part of a function between whose instructions a resume can
-// jump: the function, the body of a loop with points, one arm of an if with
-// points. Blocks are no regions: the resuming version opens every block that
-// contains points at the beginning of the region around it, among labels for
-// the places to jump to, so that one br_table leads to all of them, whatever
-// blocks they are in.
+// jump: the function, or the body of a loop with points. Blocks are no regions:
+// the resuming version opens every block that contains points at the beginning
+// of the region around it, among labels for the places to jump to, so that one
+// br_table leads to all of them, whatever blocks they are in. An if with points
+// becomes a block, or two:
+//
+//	block $end              opened at the region's beginning
+//	  block $else           likewise
+//	    condition
+//	    i32.eqz
+//	    br_if $else
+//	    ... first arm ...
+//	    br $end
+//	  end
+//	  ... second arm ...
+//	end
 type region struct {
 	parent int32  // -1 for the function
 	target uint32 // of parent: where it is entered
 	depth  int
-	base   uint32 // targets of the first arm, for the second
 	marks  []mark
 	count  uint32 // targets
 }
 
-// A mark is where one of the labels opened at a region's beginning is: the end
-// of a block, or a target.
+// A mark is where one of the labels opened at a region's beginning is.
 type mark struct {
-	block  bool
-	c      uint32 // the block
-	target uint32 // counted from 1
+	kind byte
+	c    uint32 // unless it is a target: the block or if
 }
+
+const (
+	markTarget byte = iota
+	markEnd         // the end of a block or if
+	markElse        // the beginning of an if's second arm
+)
 
 // findRegions lists the regions, and where in them each point is.
 func (e *emitter) findRegions() {
@@ -34,14 +48,8 @@ func (e *emitter) findRegions() {
 		r := open[len(open)-1]
 		g := &e.regions[r]
 		g.count++
-		g.marks = append(g.marks, mark{target: g.count})
-		return r, g.base + g.count
-	}
-	enter := func(parent int32, t, base uint32) int32 {
-		r := int32(len(e.regions))
-		e.regions = append(e.regions, region{parent: parent, target: t, depth: e.regions[parent].depth + 1, base: base})
-		open = append(open, r)
-		return r
+		g.marks = append(g.marks, mark{kind: markTarget})
+		return r, g.count
 	}
 	next := 0
 	for i := range f.code {
@@ -49,36 +57,25 @@ func (e *emitter) findRegions() {
 		for next < len(f.points) && f.points[next].at == i {
 			p := &f.points[next]
 			next++
+			p.region, p.target = target()
 			if p.kind == pointLoop {
-				p.region, p.target = target()
-				f.ctl[ins.a].region[0] = enter(p.region, p.target, 0)
-			} else {
-				p.region, p.target = target()
+				r := int32(len(e.regions))
+				e.regions = append(e.regions, region{parent: p.region, target: p.target, depth: e.regions[p.region].depth + 1})
+				open = append(open, r)
+				f.ctl[ins.a].region = r
 			}
 		}
-		switch ins.op {
-		case opIf:
-			if c := &f.ctl[ins.a]; c.points {
-				r, t := target()
-				c.region = [2]int32{enter(r, t, 0), -1}
-			}
-		case opElse:
-			if c := &f.ctl[ins.a]; c.points {
-				first := open[len(open)-1]
-				open = open[:len(open)-1]
-				g := e.regions[first]
-				c.region[1] = enter(g.parent, g.target, g.count)
-			}
-		case opEnd:
-			c := &f.ctl[ins.a]
-			switch {
-			case !c.points || ins.a == 0:
-			case c.op == opBlock:
-				g := &e.regions[open[len(open)-1]]
-				g.marks = append(g.marks, mark{block: true, c: ins.a})
-			default:
-				open = open[:len(open)-1]
-			}
+		if ins.op != opElse && ins.op != opEnd || ins.a == 0 || !f.ctl[ins.a].points {
+			continue
+		}
+		g := &e.regions[open[len(open)-1]]
+		switch {
+		case ins.op == opElse:
+			g.marks = append(g.marks, mark{markElse, ins.a})
+		case f.ctl[ins.a].op == opLoop:
+			open = open[:len(open)-1]
+		default:
+			g.marks = append(g.marks, mark{markEnd, ins.a})
 		}
 	}
 }
@@ -93,8 +90,11 @@ func (e *emitter) enter(r int32) {
 	g := &e.regions[r]
 	n := len(g.marks)
 	for i, k := range g.marks {
-		if k.block {
-			e.f.ctl[k.c].abs = e.open + n - 1 - i
+		switch at := e.open + n - 1 - i; k.kind {
+		case markEnd:
+			e.f.ctl[k.c].abs = at
+		case markElse:
+			e.f.ctl[k.c].orElse = at
 		}
 	}
 	e.out = appendBlocks(e.out, n)
@@ -109,7 +109,15 @@ func (e *emitter) enter(r int32) {
 		first = 0
 	} else {
 		e.begin(opBlock)
-		if g.base == 0 {
+		if r == 0 && e.inLocals {
+			// One look, at a global, is all that is in the way of a call.
+			e.u32(opGlobalGet, e.flag)
+			e.byte(0x45) // i32.eqz
+			e.branch(opBrIf, e.open-1)
+			e.i32(0)
+			e.u32(opGlobalSet, e.flag)
+			e.loadFrame(append(e.ways(), e.union...))
+		} else {
 			e.get(way)
 			e.byte(0x45) // i32.eqz
 			e.branch(opBrIf, e.open-1)
@@ -117,16 +125,12 @@ func (e *emitter) enter(r int32) {
 	}
 	// The local is zero again when it has led the way.
 	e.get(way)
-	if g.base > 0 {
-		e.i32(int32(g.base))
-		e.byte(0x6b) // i32.sub
-	}
 	e.i32(0)
 	e.set(way)
 	e.u32(opBrTable, g.count+1)
 	var labels []uint32
 	for i, k := range g.marks {
-		if !k.block {
+		if k.kind == markTarget {
 			labels = append(labels, first+uint32(i))
 		}
 	}
@@ -152,7 +156,7 @@ func (e *emitter) mark() {
 	e.dead = false
 }
 
-// reopen notes a block that was opened at its region's beginning.
+// reopen notes a block or if that was opened at its region's beginning.
 func (e *emitter) reopen(ins *instruction) {
 	c := &e.f.ctl[ins.a]
 	if e.dead {
@@ -161,40 +165,26 @@ func (e *emitter) reopen(ins *instruction) {
 	e.labels = append(e.labels, label{c: ins.a, abs: c.abs, base: len(e.stack)})
 }
 
-// arrive opens a loop or if that a resume can lead into. The stack is all in
-// slots, and so are the parameters of a loop; those of an if are in the locals
-// that they pass in, its condition is in the local for conditions.
+// arrive opens a loop that a resume can lead into. The stack is all in slots,
+// and so are the loop's parameters.
 func (e *emitter) arrive(ins *instruction, points []point) {
 	c := &e.f.ctl[ins.a]
 	d := len(e.labels)
 	e.mark()
-	if ins.op == opLoop {
-		e.restack(c.stack)
-		for i, t := range c.params {
-			e.get(e.place(len(c.stack)+i, t))
-			e.set(e.passing(d, i, t))
-		}
-	} else {
-		first := &e.regions[c.region[0]]
-		way := e.way(first.depth)
-		e.get(way)
-		e.i32(int32(first.count))
-		e.byte(0x4d) // i32.le_u
-		e.get(e.condition())
-		e.get(way)
-		e.byte(opSelect)
+	e.restack(c.stack)
+	for i, t := range c.params {
+		e.get(e.place(len(c.stack)+i, t))
+		e.set(e.passing(d, i, t))
 	}
-	if ins.op == opLoop && !e.inLocals {
+	if !e.inLocals {
 		e.openNest(c, points)
 	}
 	e.labels = append(e.labels, label{c: ins.a, abs: e.open, base: len(e.stack)})
-	e.begin(byte(ins.op))
-	e.enter(c.region[0])
+	e.begin(opLoop)
+	e.enter(c.region)
 	e.unpass(d, c.params)
-	if ins.op == opLoop {
-		e.flush()
-		e.poll(&points[0])
-	}
+	e.flush()
+	e.poll(&points[0])
 }
 
 // emitResume writes the resuming version, which takes and returns nothing: it
@@ -258,26 +248,24 @@ func (e *emitter) emitOnce() []byte {
 	return e.function(locals)
 }
 
-// emitOnceInLocals writes a function that is there only once and stops nowhere
-// but in loops, which are little of its code: as the fast version, but that a
-// resume leads to them. C's malloc is one. It fetches its frame itself, when
-// emitEntry has set a global.
+// emitOnceInLocals writes a function that is there only once, with its variables
+// in locals: as the fast version, but that a resume leads to its points. It
+// fetches its frame itself, when emitEntry has set a global.
+//
+// Every variable that lives at a point has to be brought together from two ways
+// there. So it is for functions that stop nowhere but in loops, which are little
+// of their code (C's malloc), and for those whose frames are small: Go keeps its
+// variables in memory of its own, and of a function of kilobytes three or four
+// locals live across a call.
 func (e *emitter) emitOnceInLocals() []byte {
 	e.once, e.inLocals = true, true
-	list := e.beginResume()
-	e.flag = e.m.ownRegister(typI32)
-	e.u32(opGlobalGet, e.flag)
-	e.byte(opIf, 0x40, opI32Const, 0)
-	e.u32(opGlobalSet, e.flag)
-	e.loadFrame(list)
-	e.byte(opEnd)
-	before := e.out
-	e.out = nil
+	e.beginResume()
+	e.flag = e.m.addGlobal(addedGlobal{typ: typI32, owned: true})
 	for _, l := range e.resumingBody() {
 		e.get(l)
 	}
 	e.byte(opReturn)
-	return e.withTails(before)
+	return e.withTails()
 }
 
 // emitEntry writes what stands for the resuming version of a function that is
@@ -286,7 +274,7 @@ func (e *emitter) emitOnceInLocals() []byte {
 func (e *emitter) emitEntry() []byte {
 	e.out = nil
 	if e.inLocals {
-		e.inLocals = false // from here on
+		e.inLocals, e.once = false, false // from here on: the results pass in what all share
 		e.i32(1)
 		e.u32(opGlobalSet, e.flag)
 	} else {

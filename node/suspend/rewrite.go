@@ -2,14 +2,13 @@ package suspend
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 )
 
 // Version numbers what Rewrite makes of a module. It changes when the output for
 // any input does, so a cache of rewritten modules is keyed by it and the
 // module's hash, and an image can be restored only by the version that made it.
-const Version = 2
+const Version = 3
 
 // SuspendModule is the module that a rewritten program imports its host
 // functions from; see Stack.
@@ -62,11 +61,14 @@ var (
 const maxUnits = 16
 
 // The least sizes of functions that are written in one version, in bytes: of
-// those that the code that saves their frames would double, and those that stop
-// in loops alone, which are less than a quarter of them.
+// those that the code that saves their frames would double, of those that stop
+// in loops alone, which are less than a quarter of them, and of those whose
+// frames are small: at most smallFrame values, as a mean over their points.
 const (
 	largeWide     = 4 << 10
 	largeStraight = 1 << 10
+	largeNarrow   = 512
+	smallFrame    = 8
 )
 
 // A rewriter makes a program that can stop anywhere out of a module.
@@ -118,7 +120,8 @@ type helper struct {
 
 // An addedGlobal is a global that is added: one that says whether a segment has been
 // dropped, or, with a type, a register. Registers are numbered by type if
-// functions share them; those of one function are numbered by themselves.
+// functions share them; those of one function are numbered by themselves, from 1
+// (emitter.flag is number 0).
 type addedGlobal struct {
 	element bool
 	segment uint32
@@ -366,8 +369,16 @@ func (m *rewriter) onlyOnce(f *function, fast int) (inLocals, once bool) {
 		return false, false
 	}
 	size := f.body.end - f.body.pos
-	if !slices.ContainsFunc(f.points, func(p point) bool { return p.kind != pointLoop }) {
+	values, calls := 0, false
+	for i := range f.points {
+		values += len(f.points[i].frame)
+		calls = calls || f.points[i].kind != pointLoop
+	}
+	if !calls {
 		return true, m.anywhere.Once || size >= largeStraight && 4*f.loopBytes() < size
+	}
+	if values <= smallFrame*len(f.points) && (m.anywhere.Once || size >= largeNarrow) {
+		return true, true
 	}
 	// Its registers are its own, but not each call's: no call of it may begin
 	// while another goes on.

@@ -21,9 +21,9 @@
 //     frame to the host and returns. There are no calls, no stores and no
 //     decisions about resuming in its way. The resuming version (resume.go)
 //     begins by fetching a frame and jumping to the point where it was left; it
-//     serves only for frames that were suspended, and calls fast versions. Some
-//     large functions are there only once, because two versions would cost much
-//     and gain little (emitOnce).
+//     serves only for frames that were suspended, and calls fast versions. Many
+//     larger functions are there only once, because two versions would cost much
+//     and gain little (emitOnce, emitOnceInLocals).
 //   - A frame is the function, the point, and the values that are needed there:
 //     the live locals (live.go) and the operand stack. Frames go to the host, not
 //     into linear memory: the program can neither see nor change them, and no
