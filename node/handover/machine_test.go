@@ -51,6 +51,9 @@ var variants = []struct {
 // any order whatever, deadlines pass at any time, and a crash may come between
 // any two actions.
 func TestExplore(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a minute of one processor, and nothing in it runs concurrently")
+	}
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	all := []bounds{
 		{},

@@ -373,6 +373,9 @@ func explore(b bounds) (states int, violation string) {
 
 // TestExplore looks at all orders of events within several bounds.
 func TestExplore(t *testing.T) {
+	if testing.Short() {
+		t.Skip("half a minute of one processor, and nothing in it runs concurrently")
+	}
 	for _, b := range []bounds{
 		{ticks: 7, messages: 1, renewals: 3, inFlight: 2},
 		{ticks: 5, messages: 1, renewals: 2, inFlight: 2, dup: 1, slow: 1, fast: 1},
@@ -396,6 +399,9 @@ func TestExplore(t *testing.T) {
 
 // TestExploreMutants has the explorer look for bugs: it must find each.
 func TestExploreMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("half a minute of one processor, and nothing in it runs concurrently")
+	}
 	for _, b := range []bounds{
 		{mutant: "counts from the answer", ticks: 6, messages: 1, renewals: 2, inFlight: 1},
 		{mutant: "any renewal's answer counts", ticks: 5, messages: 1, renewals: 2, inFlight: 2},
