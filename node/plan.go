@@ -16,10 +16,12 @@ import (
 const (
 	// planSample is how long a worker is watched for a plan.
 	planSample = 300 * time.Millisecond
-	// planPings are sent to know the round trip to a destination, within
+	// planPings are sent to know the round trip to a destination, and none after
+	// planPingTime: a forecast has to be there when the move is. The first has
 	// pingTimeout.
-	planPings   = 3
-	pingTimeout = 2 * time.Second
+	planPings    = 8
+	planPingTime = 50 * time.Millisecond
+	pingTimeout  = 2 * time.Second
 	// rateFrom is the least that must have crossed to say what a path carries.
 	rateFrom = 1 << 20
 	// rateWindow is over how long arriving bytes are counted to tell a rate.

@@ -62,14 +62,15 @@ func (n *Node) known(to mesh.NodeID) placement.MoveInput {
 }
 
 // facts is known, with a round trip of this moment; without an answer there is
-// none. Of a few pings the shortest counts, since what they take longer is
+// none. Of some pings the shortest counts, since what they take longer is
 // mostly this machine's doing, or a queue's.
 func (n *Node) facts(ctx context.Context, to mesh.NodeID) placement.MoveInput {
 	in := n.known(to)
 	in.RTT = placement.RTT{}
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	for range planPings {
+	start := time.Now()
+	for i := 0; i < planPings && time.Since(start) < planPingTime; i++ {
 		p, err := n.mesh.Ping(ctx, to)
 		if err != nil {
 			break
