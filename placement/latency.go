@@ -37,13 +37,13 @@ func (r RTT) spread() spread {
 
 // riskWidth is the relative uncertainty of a prediction, as the standard
 // deviation of its logarithm: wider where the network was only estimated, and
-// half as wide where the worker is, since there its events are seen and not
+// much less where the worker is, since there its events are seen and not
 // predicted. (With one width for all, a quarter of the moves left a place of
 // which there was little to fear for one that was no safer, and four in five of
 // those saved nobody a second.)
 const (
 	riskWidth          = 0.12
-	riskWidthHome      = 0.06
+	riskWidthHome      = 0.045
 	riskWidthEstimated = 0.20
 )
 
