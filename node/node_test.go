@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -132,6 +133,29 @@ func startNodes(t testing.TB, count int) []*testNode {
 	return nodes
 }
 
+// outputOf is a test's output, until that has ended: memberlist's probes end by
+// themselves, some after the test, and what they say then is nobody's.
+func outputOf(t testing.TB) io.Writer {
+	w := &lateWriter{w: t.Output()}
+	t.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.w = io.Discard
+	})
+	return w
+}
+
+type lateWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (w *lateWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.w.Write(b)
+}
+
 // startNode runs one node; it joins the mesh of the first of others.
 func startNode(t testing.TB, dir, name string, others []*testNode) *testNode {
 	t.Helper()
@@ -139,7 +163,7 @@ func startNode(t testing.TB, dir, name string, others []*testNode) *testNode {
 	if testing.Verbose() {
 		level = slog.LevelDebug
 	}
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})).With("node", name)
+	log := slog.New(slog.NewTextHandler(outputOf(t), &slog.HandlerOptions{Level: level})).With("node", name)
 	exe, err := runnerExe()
 	if err != nil {
 		t.Fatal(err)
