@@ -121,7 +121,13 @@ func (c *child) run() error {
 			f.Kind, f.Reason = limit.Kind, limit.Reason
 		}
 		errors.As(err, &f.Refused)
-		return c.link.write(msgFailed, &f)
+		if err := c.link.write(msgFailed, &f); err != nil {
+			return err
+		}
+		// The node ends this process when it has read that. One that ended by
+		// itself could be taken for a crash before.
+		_, _, err = c.link.read(maxRequest)
+		return err
 	}
 	if err := c.link.writeFD(msgReady, info, c.uffd); err != nil {
 		return err
