@@ -103,7 +103,7 @@ func BenchmarkFaultIdle(b *testing.B) {
 			p := newPair(b, "--push-rate", "1KiB")
 			p.worker(16)
 			p.link("delay=5ms")
-			move := p.command(p.a, "worker", "migrate", "kv", "--to", "b")
+			move := p.command(p.a, "worker", "migrate", "kv", "--to", "b", "--strategy", "post-copy")
 			if err := move.Start(); err != nil {
 				b.Fatal(err)
 			}
@@ -146,7 +146,7 @@ func BenchmarkFaultUnderBulk(b *testing.B) {
 				idle.ping("a")
 			}
 			idle.client.Close()
-			move := p.command(p.a, "worker", "migrate", "kv", "--to", "b", "-o", "json")
+			move := p.command(p.a, "worker", "migrate", "kv", "--to", "b", "--strategy", "post-copy", "-o", "json")
 			var out bytes.Buffer
 			move.Stdout, move.Stderr = &out, os.Stderr
 			if err := move.Start(); err != nil {
