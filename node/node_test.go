@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -397,6 +398,43 @@ func TestWorkerFailures(t *testing.T) {
 		if _, err := n.client.Stop(t.Context(), "victim"); err != nil {
 			t.Errorf("%s: stop: %v", payload, err)
 		}
+	}
+}
+
+// TestOverdueWhileDraining runs an event that never ends: as long as pages are
+// missing it may be waiting for one, so only then is it let run past its limit.
+func TestOverdueWhileDraining(t *testing.T) {
+	n := startNodes(t, 1)[0]
+	n.run(t, app(t, "probe"), control.RunRequest{Name: "victim"})
+	w := n.locals()[0]
+	const limit = 100 * time.Millisecond
+	drain := func(yes bool) {
+		w.mu.Lock()
+		w.draining = yes
+		w.mu.Unlock()
+	}
+	if err := w.do(t.Context(), func() { drain(true); n.cfg.EventTimeout = limit }); err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan error, 1)
+	go func() {
+		_, err := n.client.Call(t.Context(), "victim", []byte("spin"))
+		told <- err
+	}()
+	select {
+	case err := <-told:
+		t.Fatalf("while pages were missing: %v", err)
+	case <-time.After(5 * limit):
+	}
+	drain(false)
+	err := <-told
+	var ce *control.Error
+	if !errors.As(err, &ce) || ce.Code != control.CodeFailed {
+		t.Errorf("the caller is told %v", err)
+	}
+	shown, err := n.client.Worker(t.Context(), "victim")
+	if err != nil || shown.State != control.StateFailed || !strings.Contains(shown.Reason, "longer than the limit") {
+		t.Errorf("%+v, %v", shown, err)
 	}
 }
 

@@ -291,16 +291,18 @@ func (w *worker) handle(ctx context.Context, ev runner.Event) (runner.Effects, e
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	limit := w.eventLimit()
-	var overdue *time.Timer
-	overdue = time.AfterFunc(limit, func() {
-		if w.isDraining() {
+	var check func()
+	check = func() {
+		switch {
+		case ctx.Err() != nil: // the event is over
+		case w.isDraining():
 			// It may be waiting for a page, which the drain's own limit ends.
-			overdue.Reset(limit)
-			return
+			time.AfterFunc(limit, check)
+		default:
+			cancel(errOverdue)
 		}
-		cancel(errOverdue)
-	})
-	defer overdue.Stop()
+	}
+	defer time.AfterFunc(limit, check).Stop()
 
 	ev.NoSends = w.noSends
 	started := time.Now()
