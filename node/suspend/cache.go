@@ -281,7 +281,7 @@ func (p *Program) index() error {
 		all := uint64(0)
 		for j := range p.points[f.first:points] {
 			t := &p.points[int(f.first)+j]
-			if t.function != uint32(i) || t.kind > pointBefore || uint64(t.first) != values || uint64(t.values) > uint64(len(p.types))-values {
+			if t.function != uint32(i) || t.kind > pointTail || uint64(t.first) != values || uint64(t.values) > uint64(len(p.types))-values {
 				return fmt.Errorf("function %d, point %d: values %d+%d of %d", f.index, j, t.first, t.values, len(p.types))
 			}
 			values += uint64(t.values)
@@ -317,5 +317,6 @@ func (p *Program) index() error {
 			return fmt.Errorf("region %d in region %d", i, r.parent)
 		}
 	}
+	p.noteTails()
 	return nil
 }

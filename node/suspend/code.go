@@ -127,10 +127,7 @@ func (m *parse) rareImmediate(op byte, at int) {
 	switch imm {
 	case immNone:
 	case immHidden1, immHidden2:
-		if m.anywhere == nil {
-			m.pos = at
-			m.fail(refusal(op, sub))
-		}
+		m.hidden = true
 		m.skipLEB(5)
 		if imm == immHidden2 {
 			m.skipLEB(5)

@@ -1,5 +1,7 @@
 package suspend
 
+import "slices"
+
 // An instruction is one of a function that is being rewritten.
 type instruction struct {
 	op uint16
@@ -46,6 +48,7 @@ const (
 	pointLoop   pointKind = iota // at a loop's head
 	pointCall                    // behind a call
 	pointBefore                  // in front of a call that can block in the host
+	pointTail                    // in front of a tail call
 )
 
 // A point is a place where a function can stop and be continued.
@@ -117,6 +120,9 @@ func (m *rewriter) decode(f *function, index uint32, plan *plan) {
 	m.function = -1
 }
 
+// own is how many functions the module has by itself.
+func (m *rewriter) own() uint64 { return uint64(m.imported) + uint64(m.bodies) }
+
 func (m *rewriter) spanHere(end int) span { return span{m.pos, end} }
 
 type decoder struct {
@@ -147,6 +153,7 @@ func (d *decoder) run() {
 			m.memarg()
 		case immBlock:
 			params, results = d.blockType()
+			f.refs = f.refs || slices.Contains(results, typFuncref)
 		case immBrTable:
 			n := m.u32()
 			if d.dead > 0 {
@@ -227,8 +234,8 @@ func (d *decoder) run() {
 		case opReturn, opUnreachable:
 			d.dead = 1
 		case opCall:
-			if uint64(a) >= uint64(len(m.functions)) {
-				m.malformed("call of function %d of %d", a, len(m.functions))
+			if uint64(a) >= m.own() {
+				m.malformed("call of function %d of %d", a, m.own())
 			}
 			d.call(a)
 		case opCallIndirect:
@@ -236,6 +243,27 @@ func (d *decoder) run() {
 				m.malformed("indirect call of type %d through table %d", a, b)
 			}
 			d.callIndirect(a)
+		case opReturnCall:
+			if uint64(a) >= m.own() {
+				m.malformed("call of function %d of %d", a, m.own())
+			}
+			if d.plan != nil && d.plan.blocks(a) {
+				// The host's functions leave nothing on the stack, and one that
+				// blocks has to find the way back here.
+				d.call(a)
+				ins.op = opCall
+				f.code = append(f.code, ins)
+				ins = instruction{op: opReturn, pos: m.pos, end: m.pos}
+			} else {
+				d.tailCall(a)
+			}
+			d.dead = 1
+		case opReturnCallIn:
+			if uint64(a) >= uint64(len(m.types)) || uint64(b) >= uint64(len(m.tables)) {
+				m.malformed("indirect call of type %d through table %d", a, b)
+			}
+			d.tailCallIndirect(a)
+			d.dead = 1
 		case opLocalGet, opLocalSet, opLocalTee:
 			if uint64(a) >= uint64(len(f.locals)) {
 				m.malformed("local %d of %d", a, len(f.locals))
@@ -268,8 +296,8 @@ func (d *decoder) run() {
 			}
 			m.drops = true
 		case opRefFunc:
-			if uint64(a) >= uint64(len(m.functions)) {
-				m.malformed("reference to function %d of %d", a, len(m.functions))
+			if uint64(a) >= m.own() {
+				m.malformed("reference to function %d of %d", a, m.own())
 			}
 			f.refs = true
 		case opRefNull:
@@ -400,6 +428,25 @@ func (d *decoder) callIndirect(typ uint32) {
 		f.indirect = append(f.indirect, typ)
 	} else if d.plan.suspendsIndirect(typ) {
 		d.point(pointCall, len(d.m.types[typ].results))
+	}
+}
+
+// tailCall notes a call behind which nothing is left of the function. A program
+// that calls nothing but so never comes to a place behind a call, so it looks in
+// front.
+func (d *decoder) tailCall(callee uint32) {
+	if d.plan == nil {
+		d.f.calls = append(d.f.calls, callee)
+	} else if d.plan.suspends(callee) {
+		d.point(pointTail, 0)
+	}
+}
+
+func (d *decoder) tailCallIndirect(typ uint32) {
+	if d.plan == nil {
+		d.f.indirect = append(d.f.indirect, typ)
+	} else if d.plan.suspendsIndirect(typ) {
+		d.point(pointTail, 0)
 	}
 }
 

@@ -414,6 +414,16 @@ func (e *emitter) instruction(ins *instruction, points []point) {
 		t := m.types[ins.a]
 		t.params = append(slices.Clip(t.params), typI32)
 		e.call(t, points, func() { e.copyOf(ins) })
+	case opReturnCall:
+		e.tailCall(m.typeOf(ins.a), points, func(op byte) { e.u32(op, m.shifted(ins.a)) }, opCall)
+	case opReturnCallIn:
+		t := m.types[ins.a]
+		t.params = append(slices.Clip(t.params), typI32)
+		e.tailCall(t, points, func(op byte) {
+			at := len(e.out)
+			e.copyOf(ins)
+			e.out[at] = op
+		}, opCallIndirect)
 	case opDrop:
 		if n := len(e.stack); n > e.labels[len(e.labels)-1].base && e.stack[n-1].local >= 0 {
 			e.drop(1)
@@ -669,6 +679,43 @@ func (e *emitter) call(t funcType, points []point, code func()) {
 	}
 }
 
+// tailCall writes a call that stands for the function from then on. If what is
+// called stops, the frame behind it is that of the function's caller.
+//
+// A resuming version, which has no results, cannot be stood for: it calls, once,
+// and hands the results to the host, which takes none from a call that has
+// stopped.
+func (e *emitter) tailCall(t funcType, points []point, code func(op byte), call byte) {
+	if string(t.results) != string(e.f.typ.results) {
+		e.m.malformed("a tail call of a function with other results")
+	}
+	if e.dead { // a resume leads to it, behind the look
+		e.restack(points[0].stack)
+		e.mark()
+	} else {
+		e.need(len(t.params))
+		if len(points) > 0 {
+			e.flush()
+			if !e.resume {
+				e.note(&points[0])
+			}
+			e.poll(&points[0])
+			if e.resume {
+				e.mark()
+			}
+		}
+	}
+	e.take(len(t.params))
+	if e.resume && !e.once {
+		code(call)
+		e.pushed(t.results)
+		e.ret()
+		return
+	}
+	code(call + opReturnCall - opCall)
+	e.dead = true
+}
+
 // orElse begins the second arm of an if.
 func (e *emitter) orElse(ins *instruction) {
 	c := &e.f.ctl[ins.a]
@@ -812,6 +859,7 @@ func (e *emitter) noteCall(before, after *point, params []byte) {
 	for i, p := range params {
 		args = append(args, e.argument(i, p))
 	}
+	e.checkFrame(args)
 	before.frame = append(e.frame(before), args...)
 	after.saved = append(slices.Clip(after.frame), args...)
 	e.m.account(len(args))
@@ -833,17 +881,27 @@ func (e *emitter) frame(p *point) []uint32 {
 	for i, t := range p.stack {
 		list = append(list, e.place(i, t))
 	}
-	for _, l := range list {
-		if e.locals[l] == typExternref {
-			e.m.fail(RefusedError{
-				Feature: "externref in a frame",
-				Why:     "the program can be stopped here while it holds a reference to one of the host's own things, which cannot move",
-				Hint:    "keep such references away from loops and calls",
-			})
-		}
-	}
+	e.checkFrame(list)
 	e.m.account(len(list))
 	return list
+}
+
+// checkFrame refuses a frame that cannot travel.
+func (e *emitter) checkFrame(list []uint32) {
+	for _, l := range list {
+		if e.locals[l] == typExternref {
+			e.externref()
+		}
+	}
+}
+
+// externref refuses a reference that would have to go to the host.
+func (e *emitter) externref() {
+	e.m.fail(RefusedError{
+		Feature: "externref in a frame",
+		Why:     "the program can be stopped here while it holds a reference to one of the host's own things, which cannot move",
+		Hint:    "keep such references away from loops and calls",
+	})
 }
 
 // tail returns the number of the code that saves a list of locals.

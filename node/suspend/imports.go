@@ -13,14 +13,15 @@ const (
 // witx files.
 var hostFunctions = map[string]map[string]string{
 	HostModule: {
-		"event_read":   "(i32, i32, i32) -> (i32)",
-		"reply":        "(i32, i32) -> (i32)",
-		"send":         "(i32, i32, i32, i32) -> (i32)",
-		"timer_set":    "(i64, i64, i64) -> (i32)",
-		"timer_cancel": "(i64) -> (i32)",
-		"log":          "(i32, i32, i32) -> ()",
-		"clock":        "() -> (i64)",
-		"random":       "(i32, i32) -> (i32)",
+		"event_read":     "(i32, i32, i32) -> (i32)",
+		"reply":          "(i32, i32) -> (i32)",
+		"send":           "(i32, i32, i32, i32) -> (i32)",
+		"timer_set":      "(i64, i64, i64) -> (i32)",
+		"timer_cancel":   "(i64) -> (i32)",
+		"log":            "(i32, i32, i32) -> ()",
+		"clock":          "() -> (i64)",
+		"random":         "(i32, i32) -> (i32)",
+		"interface_read": "(i32, i32, i32, i32) -> (i32)",
 	},
 	WASIModule: {
 		"args_get":                "(i32, i32) -> (i32)",

@@ -31,7 +31,7 @@ func (f *function) liveness() {
 	cost := 0
 	for _, ins := range f.code {
 		switch ins.op {
-		case opBlock, opLoop, opIf, opElse, opEnd, opBr, opBrIf, opBrTable, opReturn:
+		case opBlock, opLoop, opIf, opElse, opEnd, opBr, opBrIf, opBrTable, opReturn, opReturnCall, opReturnCallIn:
 			cost++
 		}
 	}
@@ -130,7 +130,7 @@ func (l *liveness) round() (changed bool) {
 			for _, c := range f.targets[ins.a+1 : ins.a+2+n] {
 				l.join(l.label(c))
 			}
-		case opReturn, opUnreachable:
+		case opReturn, opReturnCall, opReturnCallIn, opUnreachable:
 			clear(l.cur)
 		case opLocalGet:
 			l.cur[ins.a/64] |= 1 << (ins.a % 64)

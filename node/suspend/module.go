@@ -134,6 +134,9 @@ type parse struct {
 	function  int64 // index of the function being read, or -1
 	bodies    uint32
 	info      Info
+	// hidden says that there is state that cannot be reached by exports; it is
+	// for Prepare alone.
+	hidden bool
 
 	// What follows is kept for Rewrite alone; anywhere is nil in Prepare.
 	anywhere    *Options
@@ -176,7 +179,8 @@ type element struct {
 // reach its state: every mutable global and the memory are exported under
 // reserved names, and the start function, which must not run again on a
 // restored worker, becomes an export too. Functions, types and code stay as
-// they are. Its time is linear in the module's length and so is its memory.
+// they are, unless there is state that exports do not reach; see Prepared.Program.
+// Its time is linear in the module's length and so is its memory.
 //
 // The error is a *RefusedError. Prepare does not check all that validation
 // does; a module that it accepts may still be refused by the compiler.
@@ -185,6 +189,13 @@ func Prepare(module []byte) (_ Prepared, err error) {
 	defer m.refused(&err)
 	m.read()
 	m.check()
+	if m.hidden {
+		p, err := rewrite(module, Options{}, true)
+		if err != nil {
+			return Prepared{}, err
+		}
+		return Prepared{Module: p.Module, Info: p.Info, Program: p}, nil
+	}
 	out := m.rewrite()
 	return Prepared{Module: out, Info: m.info}, nil
 }
@@ -505,14 +516,9 @@ func (m *parse) readGlobals() {
 				Why:     "it holds a reference to one of the host's own things, which cannot move",
 				Hint:    "keep such references out of globals",
 			})
-		case mut == 1 && (t == typFuncref || t == typV128) && m.anywhere == nil:
-			m.fail(RefusedError{
-				Feature: "mutable " + typeName(t) + " global",
-				Where:   where,
-				Why:     "its value cannot be read from outside the module and would be lost in a move",
-				Hint:    "keep the value in memory, or make the global immutable",
-			})
-		case mut == 1 && t != typFuncref && t != typV128:
+		case mut == 1 && (t == typFuncref || t == typV128):
+			m.hidden = true
+		case mut == 1:
 			if len(m.info.Globals) == MaxGlobals {
 				m.fail(RefusedError{
 					Feature: "too many mutable globals",

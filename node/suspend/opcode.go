@@ -51,7 +51,9 @@ var opImmediate = func() (t [256]immediate) {
 	set(0x0f, 0x0f, immNone)    // return
 	set(0x10, 0x10, immIndex)   // call
 	set(0x11, 0x11, immIndex2)  // call_indirect
-	set(0x12, 0x15, immRefused) // tail calls, typed function references
+	set(0x12, 0x12, immIndex)   // return_call
+	set(0x13, 0x13, immIndex2)  // return_call_indirect
+	set(0x14, 0x15, immRefused) // typed function references
 	set(0x18, 0x19, immRefused) // exception handling
 	set(0x1a, 0x1b, immNone)    // drop, select
 	set(0x1c, 0x1c, immTypes)   // select with types
@@ -119,12 +121,8 @@ var fdImmediate = func() (t [256]immediate) {
 // refusal says why instruction op, or sub behind the prefix op, is refused.
 func refusal(op byte, sub uint32) RefusedError {
 	const (
-		tables    = "it changes a table, which is hidden in the runtime and would be lost in a move"
-		tableHint = "fill tables with active element segments alone (with clang, without -mreference-types table builtins)"
-		segments  = "a dropped segment is hidden in the runtime and would be back after a move"
 		exception = "exception handling is not supported"
 		excHint   = "compile without WebAssembly exceptions (clang: -fno-exceptions, or -fwasm-exceptions left out)"
-		tailHint  = "compile without tail calls (clang: -mno-tail-call)"
 		typedHint = "compile without typed function references and garbage collection"
 	)
 	switch op {
@@ -134,35 +132,15 @@ func refusal(op byte, sub uint32) RefusedError {
 			0x18: "delegate", 0x19: "catch_all", 0x1f: "try_table",
 		}[op]
 		return RefusedError{Feature: name, Why: exception, Hint: excHint}
-	case 0x12:
-		return RefusedError{Feature: "return_call", Why: "tail calls are not supported", Hint: tailHint}
-	case 0x13:
-		return RefusedError{Feature: "return_call_indirect", Why: "tail calls are not supported", Hint: tailHint}
 	case 0x14, 0x15, 0xd3, 0xd4, 0xd5, 0xd6:
 		name := map[byte]string{
 			0x14: "call_ref", 0x15: "return_call_ref", 0xd3: "ref.eq",
 			0xd4: "ref.as_non_null", 0xd5: "br_on_null", 0xd6: "br_on_non_null",
 		}[op]
 		return RefusedError{Feature: name, Why: "typed function references are not supported", Hint: typedHint}
-	case 0x26:
-		return RefusedError{Feature: "table.set", Why: tables, Hint: tableHint}
 	case 0xfb:
 		return RefusedError{Feature: fmt.Sprintf("instruction 0xfb %#02x", sub), Why: "garbage collected types are not supported", Hint: typedHint}
 	case 0xfc:
-		switch sub {
-		case 9:
-			return RefusedError{Feature: "data.drop", Why: segments, Hint: "use active data segments, or leave out data.drop (clang: without -pthread)"}
-		case 12:
-			return RefusedError{Feature: "table.init", Why: tables, Hint: tableHint}
-		case 13:
-			return RefusedError{Feature: "elem.drop", Why: segments, Hint: tableHint}
-		case 14:
-			return RefusedError{Feature: "table.copy", Why: tables, Hint: tableHint}
-		case 15:
-			return RefusedError{Feature: "table.grow", Why: tables, Hint: tableHint}
-		case 17:
-			return RefusedError{Feature: "table.fill", Why: tables, Hint: tableHint}
-		}
 		return RefusedError{Feature: fmt.Sprintf("instruction 0xfc %#02x", sub), Why: "no such instruction in WebAssembly 2.0", Hint: "compile without proposals newer than WebAssembly 2.0"}
 	case 0xfd:
 		if sub >= 0x100 && sub < 0x130 {

@@ -16,6 +16,8 @@ const (
 	opReturn       = 0x0f
 	opCall         = 0x10
 	opCallIndirect = 0x11
+	opReturnCall   = 0x12
+	opReturnCallIn = 0x13 // return_call_indirect
 	opDrop         = 0x1a
 	opSelect       = 0x1b
 	opSelectTyped  = 0x1c

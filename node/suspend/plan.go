@@ -135,10 +135,15 @@ func (m *rewriter) makePlan() {
 		size:  make([]uint32, functions+len(m.types)),
 	}
 	p := &plan{block: make([]bool, m.imported)}
-	for i, imp := range m.info.Imports {
-		p.block[i] = canBlock(imp.Module, imp.Name) || m.anywhere.Everywhere
+	for i := range p.block {
+		p.block[i] = m.blocks(uint32(i))
 		g.seed[i] = p.block[i]
 		g.first = append(g.first, 0)
+	}
+	// A value of the type may be in a frame even where nothing makes one, behind
+	// code that is never reached.
+	for _, t := range m.types {
+		m.refs = m.refs || slices.Contains(t.params, typFuncref) || slices.Contains(t.results, typFuncref)
 	}
 	for i := m.imported; i < functions; i++ {
 		g.first = append(g.first, uint32(len(g.edges)))
@@ -152,10 +157,15 @@ func (m *rewriter) makePlan() {
 		}
 		for _, ins := range f.code {
 			if ins.op == opRefFunc {
-				m.taken[ins.a] = true
+				m.taken[m.referred(ins.a)] = true
 			}
 		}
 		m.refs = m.refs || f.refs
+	}
+	if m.straight {
+		p.suspend, p.again, p.types = make([]bool, functions), make([]bool, functions), make([]bool, len(m.types))
+		m.plan = p
+		return
 	}
 	// Types come behind functions: those that are equal share one node.
 	members := make([][]uint32, len(m.types))

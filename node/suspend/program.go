@@ -21,6 +21,9 @@ type Program struct {
 	places    []uint32 // of frames' values: see programPoint
 	exports   map[string]uint32
 	typeOf    []uint32 // by function: its type, equal ones being one
+	// tailCalled and tailTypes are the functions and types that are called by
+	// tail calls at which the program can stop.
+	tailCalled, tailTypes map[uint32]bool
 }
 
 // A HiddenGlobal is a mutable global of a type that hosts cannot reach: a
@@ -116,9 +119,9 @@ func (m *rewriter) describeFunction(e *emitter) {
 			first: uint32(len(p.types)), values: uint32(len(pt.frame)),
 		}
 		switch ins := &f.code[pt.at]; ins.op {
-		case opCall:
+		case opCall, opReturnCall:
 			d.callee = ins.a
-		case opCallIndirect:
+		case opCallIndirect, opReturnCallIn:
 			d.callee, d.indirect = m.sameType[ins.a], true
 		}
 		for j, l := range pt.frame {
@@ -133,6 +136,47 @@ func (m *rewriter) describeFunction(e *emitter) {
 		p.points = append(p.points, d)
 	}
 	p.functions = append(p.functions, fn)
+}
+
+// noteTails finds out what can stand for another function.
+func (p *Program) noteTails() {
+	p.tailCalled, p.tailTypes = map[uint32]bool{}, map[uint32]bool{}
+	for i := range p.points {
+		switch pt := &p.points[i]; {
+		case pt.kind != pointTail:
+		case pt.indirect:
+			p.tailTypes[pt.callee] = true
+		default:
+			p.tailCalled[pt.callee] = true
+		}
+	}
+}
+
+// standsFor says whether a tail call can have led to a function, in the place of
+// one with these results.
+func (p *Program) standsFor(fn *programFunction, results string) bool {
+	return fn.results == results && (p.tailCalled[fn.index] || p.tailTypes[p.typeOf[fn.index]])
+}
+
+// resultsOf are the types of the results of a function that can stop; of one
+// that cannot, a type that there is not.
+func (p *Program) resultsOf(function uint32) string {
+	number, ok := p.byIndex[function]
+	if !ok {
+		return "?"
+	}
+	return p.functions[number].results
+}
+
+// awaited are the types of the results that a call leaves.
+func (p *Program) awaited(pt *programPoint) string {
+	types := p.typesAt(pt)
+	n, units := len(types), uint32(0)
+	for n > 0 && units < pt.results {
+		n--
+		units += unitsOf(types[n])
+	}
+	return string(types[n:])
 }
 
 // unitsOf is how many 64-bit units a value takes.

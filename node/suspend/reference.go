@@ -108,7 +108,7 @@ func (m *rewriter) appendReference(b []byte, ins *instruction) []byte {
 	t := ins.a
 	switch ins.op {
 	case opRefFunc:
-		return appendU32(append(b, opRefFunc), m.reference(t))
+		return appendU32(append(b, opRefFunc), m.reference(m.referred(t)))
 	case opTableGet:
 		return appendU32(append(b, opTableGet), m.shadow(t))
 	case opTableSet:

@@ -2,13 +2,14 @@ package suspend
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // Version numbers what Rewrite makes of a module. It changes when the output for
 // any input does, so a cache of rewritten modules is keyed by it and the
 // module's hash, and an image can be restored only by the version that made it.
-const Version = 3
+const Version = 4
 
 // SuspendModule is the module that a rewritten program imports its host
 // functions from; see Stack.
@@ -74,16 +75,19 @@ const (
 // A rewriter makes a program that can stop anywhere out of a module.
 type rewriter struct {
 	*parse
-	plan *plan
-	f    function
-	e    emitter
+	straight bool // no function can stop
+	plan     *plan
+	f        function
+	e        emitter
 
 	openBuf   []uint32
-	sameType  []uint32 // of each type, the first that is equal
-	taken     []bool   // functions to which there are references
-	refs      bool     // functions are used as values, or tables change
-	drops     bool     // segments are dropped
-	changed   []bool   // tables that change
+	sameType  []uint32          // of each type, the first that is equal
+	standIn   map[uint32]uint32 // functions in the places of imported ones
+	standIns  []uint32          // their types
+	taken     []bool            // functions to which there are references
+	refs      bool              // functions are used as values, or tables change
+	drops     bool              // segments are dropped
+	changed   []bool            // tables that change
 	nextPoint uint32
 	state     int // size of all frames' descriptions
 
@@ -143,8 +147,12 @@ func (d addedGlobal) export() string {
 //
 // The error is a *RefusedError. What Rewrite accepts may still be refused by
 // the compiler if it was not valid to begin with.
-func Rewrite(module []byte, o Options) (_ *Program, err error) {
-	m := &rewriter{parse: newParse(module)}
+func Rewrite(module []byte, o Options) (*Program, error) { return rewrite(module, o, false) }
+
+// rewrite is Rewrite, or, with straight, what Prepare needs of it: no function
+// can stop, but all else can be reached.
+func rewrite(module []byte, o Options, straight bool) (_ *Program, err error) {
+	m := &rewriter{parse: newParse(module), straight: straight}
 	m.anywhere = &o
 	defer m.refused(&err)
 	m.read()
@@ -156,6 +164,7 @@ func Rewrite(module []byte, o Options) (_ *Program, err error) {
 	out := m.assemble()
 	m.program.Module = out
 	m.program.Info = m.info
+	m.program.noteTails()
 	return m.program, nil
 }
 
@@ -175,6 +184,7 @@ func (m *rewriter) prepare() {
 		}
 		m.sameType = append(m.sameType, first)
 	}
+	m.addStandIns()
 	m.program = m.newProgram()
 	m.typeCount = uint32(len(m.types))
 	m.taken = make([]bool, len(m.functions))
@@ -194,6 +204,10 @@ func (m *rewriter) prepare() {
 			}
 		}
 	}
+	m.stop = m.globals
+	if m.straight {
+		return
+	}
 	m.added = uint32(2 + len(saveSizes) + len(loadSizes))
 	at := uint32(m.imported)
 	take := func() uint32 { at++; return at - 1 }
@@ -205,7 +219,6 @@ func (m *rewriter) prepare() {
 	for i := range loadSizes {
 		m.load[i] = take()
 	}
-	m.stop = m.globals
 }
 
 // number gives the resuming versions their indexes.
@@ -286,11 +299,74 @@ func (m *rewriter) items(e element, f func(function uint32, null bool)) {
 	}
 }
 
+// checkFunction returns what stands for a function of the module in references.
 func (m *rewriter) checkFunction(r *reader, f uint32) uint32 {
 	if uint64(f) >= uint64(len(m.functions)) {
 		r.malformed("function %d of %d", f, len(m.functions))
 	}
+	return m.referred(f)
+}
+
+// addStandIns adds, behind the module's functions, one for each imported function
+// that can block and that a reference can mean: it calls it with its own arguments,
+// and takes its place in all references. A call through a table does not tell whom
+// it reaches, so there cannot be the suspend point in front of it that a call of
+// such a function needs; in the function that is added there is one.
+func (m *rewriter) addStandIns() {
+	means := make([]bool, m.imported)
+	mean := func(f uint32) {
+		if int(f) < m.imported && m.blocks(f) {
+			means[f] = true
+		}
+	}
+	for _, e := range m.elements {
+		m.items(e, func(f uint32, _ bool) { mean(f) })
+	}
+	for _, g := range m.globalTypes {
+		if g.typ == typFuncref {
+			if f, ok := m.initialFunction(g.init); ok {
+				mean(f)
+			}
+		}
+	}
+	for _, x := range m.info.Exports {
+		if x.Kind == "func" {
+			mean(x.Index) // which lets code refer to it
+		}
+	}
+	m.standIn = map[uint32]uint32{}
+	var bodies []byte
+	for i, needed := range means {
+		if !needed {
+			continue
+		}
+		f := uint32(i)
+		start := len(m.b) + len(bodies)
+		bodies = append(bodies, 0) // locals
+		for p := range m.typeOf(f).params {
+			bodies = appendU32(append(bodies, opLocalGet), uint32(p))
+		}
+		bodies = append(appendU32(append(bodies, opCall), f), opEnd)
+		m.standIn[f] = uint32(len(m.functions))
+		m.standIns = append(m.standIns, m.functions[f])
+		m.functions = append(m.functions, m.functions[f])
+		m.code = append(m.code, span{start, len(m.b) + len(bodies)})
+	}
+	m.b = append(slices.Clip(m.b), bodies...) // a copy: the module is the caller's
+}
+
+// referred is the function that references to f mean.
+func (m *rewriter) referred(f uint32) uint32 {
+	if s, ok := m.standIn[f]; ok {
+		return s
+	}
 	return f
+}
+
+// blocks says whether an imported function is one that can block.
+func (m *rewriter) blocks(f uint32) bool {
+	imp := &m.info.Imports[f]
+	return !m.straight && (canBlock(imp.Module, imp.Name) || m.anywhere.Everywhere)
 }
 
 // initialFunction returns the function that a global of references begins with.
@@ -334,6 +410,9 @@ func (m *rewriter) rewriteCode() {
 		m.nextPoint += uint32(len(f.points))
 		f.liveness()
 		e := m.emitter(f)
+		if len(f.points) > 0 && slices.Contains(f.typ.results, typExternref) {
+			e.externref() // results of a frame that was resumed pass through the host
+		}
 		m.bodiesOut = out
 		before := len(out)
 		out = e.emitFast()
@@ -411,9 +490,9 @@ func (m *rewriter) appendPlain(f *function) []byte {
 		at = ins.end
 		replaced := true
 		switch ins.op {
-		case opCall:
+		case opCall, opReturnCall:
 			body = append(body, m.b[copied:ins.pos]...)
-			body = appendU32(append(body, opCall), m.shifted(ins.a))
+			body = appendU32(append(body, byte(ins.op)), m.shifted(ins.a))
 		case opEnd:
 			if replaced = ins.a != 0 && f.ctl[ins.a].deadEnd; replaced {
 				body = append(append(body, m.b[copied:ins.end]...), opUnreachable)
@@ -507,6 +586,9 @@ func (m *rewriter) assemble() []byte {
 }
 
 func (m *rewriter) importSection() (count uint32, b []byte) {
+	if m.straight {
+		return 0, nil
+	}
 	add := func(name string, params, results []byte) {
 		b = appendName(b, SuspendModule)
 		b = appendName(b, name)
@@ -526,6 +608,10 @@ func (m *rewriter) importSection() (count uint32, b []byte) {
 
 func (m *rewriter) functionSection() (count uint32, b []byte) {
 	void := m.typeIndex(nil, nil)
+	for _, t := range m.standIns {
+		b = appendU32(b, t)
+		count++
+	}
 	for range m.resumes {
 		b = appendU32(b, void)
 		count++

@@ -38,7 +38,7 @@ func push(typ byte) []byte {
 // must still be accepted.
 func TestEffects(t *testing.T) {
 	ctx := context.Background()
-	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter())
+	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter().WithCoreFeatures(features))
 	defer rt.Close(ctx)
 	compiles := func(module []byte) bool {
 		c, err := rt.CompileModule(ctx, module)
@@ -126,7 +126,24 @@ func TestRewriteRefused(t *testing.T) {
 			m.Func(Types(Externref), Types(Externref), nil, Loop, End, LocalGet(0))
 			return m.Bytes()
 		}()},
-		{"return_call", with(Op(0x12, 0))},
+		{"externref in a frame", func() []byte {
+			// One that the host may have to be asked for again.
+			m := new(Module)
+			m.Import("host", "wait", Types(Externref), nil)
+			m.Mem(1, 0)
+			m.Func(Types(Externref), nil, nil, LocalGet(0), Invoke(0))
+			return m.Bytes()
+		}()},
+		{"externref in a frame", func() []byte {
+			// A result, of a frame that comes back.
+			m := new(Module)
+			m.Mem(1, 0)
+			m.Func(nil, Types(Externref), nil, Loop, End, Op(0xd0, Externref))
+			return m.Bytes()
+		}()},
+		{"call_ref", with(Op(0x14, 0))},
+		{"malformed module", with(Op(0x12, 99))},
+		{"malformed module", with(I32Const(0), Op(0x13, 0, 7))},
 		{"externref table", func() []byte {
 			m := new(Module)
 			m.Mem(1, 0)
@@ -137,7 +154,7 @@ func TestRewriteRefused(t *testing.T) {
 		{"malformed module", with(LocalGet(9), Drop)},
 		{"malformed module", with(Invoke(99))},
 	} {
-		_, err := Rewrite(test.module, Options{})
+		_, err := Rewrite(test.module, Options{Foreign: true, Everywhere: true})
 		var e *RefusedError
 		if !errors.As(err, &e) || e.Feature != test.feature || e.Where == "" || e.Hint == "" {
 			t.Errorf("%s: got %v", test.feature, err)
@@ -200,6 +217,12 @@ func FuzzRewrite(f *testing.F) {
 	f.Add(with(Block, I32Const(0), If, Br(1), End, End), false)
 	f.Add(with(I32Const(0), Op(0xd2, 0), Op(0x26, 0), Op(0xfc, 13, 0)), true)
 	f.Add(with(Op(0x02, I32), I32Const(1), I32Const(2), BrIf(0), End, Drop), true)
+	f.Add(with(Loop, I32Const(1), BrIf(0), I32Const(0), If, Op(0x12, 0), End, I32Const(0), Op(0x13, 0, 0), End), false)
+	tail := new(Module)
+	tail.Import(WASIModule, "sched_yield", nil, Types(I32))
+	tail.Mem(1, 2)
+	tail.Func(nil, Types(I32), nil, I32Const(3), Op(0x12, 0))
+	f.Add(tail.Bytes(), true)
 	m := new(Module)
 	m.Import(WASIModule, "fd_read", Types(I32, I32, I32, I32), Types(I32))
 	m.Mem(1, 2)
@@ -213,7 +236,7 @@ func FuzzRewrite(f *testing.F) {
 	m.Custom("name", []byte{1, 4, 1, 1, 1, 'f'})
 	f.Add(m.Bytes(), true)
 	ctx := context.Background()
-	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter())
+	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter().WithCoreFeatures(features))
 	f.Cleanup(func() { rt.Close(ctx) })
 	f.Fuzz(func(t *testing.T, module []byte, everywhere bool) {
 		o := Options{Everywhere: everywhere, Foreign: true, Once: len(module)%2 == 0}

@@ -318,11 +318,12 @@ func (p *Program) CheckFrames(entry string, frames []Frame) error {
 		pt := &p.points[fn.first+f.Point]
 		switch {
 		case caller == nil:
-			if f.Function != index {
+			if f.Function != index && !p.standsFor(fn, p.resultsOf(index)) {
 				return bad("%s is function %d", quote(entry), index)
 			}
 		case caller.kind != pointCall:
 			return bad("its caller is not in a call")
+		case p.standsFor(fn, p.awaited(caller)):
 		case caller.indirect:
 			if p.typeOf[f.Function] != caller.callee {
 				return bad("its caller calls another type")

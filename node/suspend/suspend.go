@@ -6,15 +6,16 @@
 //
 // An event worker returns after each event, so it has no stack when it moves.
 // Prepare exports its globals and refuses, by name, what cannot be carried; the
-// code stays as it is.
+// code stays as it is, unless it changes tables or drops segments, which it then
+// does by functions that a host can follow (reference.go).
 //
 // A program runs as it pleases. Rewrite gives it the means to stop in its
 // middle and to be continued, possibly by another runtime on another machine:
 //
 //   - Suspend points are the heads of loops, the places behind calls, and those
-//     in front of calls of host functions that can block. A function that has no
-//     loop, is part of no recursion, and calls nothing that can stop has none
-//     (plan.go).
+//     in front of tail calls and of calls of host functions that can block. A
+//     function that has no loop, is part of no recursion, and calls nothing that
+//     can stop has none (plan.go).
 //   - Each function that can stop is there twice. The fast version (emit.go) is
 //     the function as it was, but that it looks at a global at every suspend
 //     point, and branches out of its body when it is set, to code that hands the
@@ -28,6 +29,9 @@
 //     the live locals (live.go) and the operand stack. Frames go to the host, not
 //     into linear memory: the program can neither see nor change them, and no
 //     page gets dirty.
+//   - A host function that can block is reached through tables by way of a function
+//     that is added, which has the suspend point in front of the call (addStandIns).
+//   - A tail call leaves no frame: who is called stands in the caller's place.
 //   - Frames come back one by one: the host continues the innermost, and each
 //     one when the one inside it has returned (Stack). So a deep stack resumes as
 //     fast as a shallow one, and a second stop finds the frames that have not
@@ -35,12 +39,12 @@
 //   - References and tables are kept such that a host can read them, by
 //     functions that are added to the module (reference.go).
 //
-// Nothing of it needs more of a runtime than WebAssembly 2.0: imported
-// functions, exported functions and one exported global. Stack is the host's
-// part, free of any runtime; package drive connects it with wazero. Host
-// functions must not call the program. A call that
-// traps ends the program, as it does without all this; a stack too deep for the
-// machine traps, but how deep that is has never been for a program to know.
+// Nothing of it needs more of a runtime than WebAssembly 2.0 and, for programs
+// with tail calls, those: imported functions, exported functions and one exported
+// global. Stack is the host's part, free of any runtime; package drive connects
+// it with wazero. Host functions must not call the program. A call that traps
+// ends the program, as it does without all this; a stack too deep for the machine
+// traps, but how deep that is has never been for a program to know.
 package suspend
 
 import (
@@ -57,6 +61,11 @@ type Prepared struct {
 	// does not share memory with the input.
 	Module []byte
 	Info   Info
+	// Program is set if some of the module's state can be reached only by
+	// functions that were added to it: tables that change, dropped segments,
+	// vectors and references in globals. It has no suspend points; a State takes
+	// all of its globals, too. Module and Info are Program's.
+	Program *Program
 }
 
 // Info is what Prepare learnt about a module.

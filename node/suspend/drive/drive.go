@@ -22,9 +22,13 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
 
 	"meshnode/node/suspend"
 )
+
+// Features are what a runtime must have for all programs that can be rewritten.
+const Features = api.CoreFeaturesV2 | experimental.CoreFeaturesTailCall
 
 // ErrStopped means that the program has stopped as it was asked to: take its
 // state, or continue it.

@@ -34,7 +34,7 @@ func wat(tb testing.TB, text string) []byte {
 	if err := os.WriteFile(in, []byte(text), 0o600); err != nil {
 		tb.Fatal(err)
 	}
-	if msg, err := exec.Command(tool, "-o", out, in).CombinedOutput(); err != nil {
+	if msg, err := exec.Command(tool, "--enable-tail-call", "-o", out, in).CombinedOutput(); err != nil {
 		tb.Fatalf("%v\n%s", err, msg)
 	}
 	b, err := os.ReadFile(out)
@@ -308,6 +308,120 @@ func TestBlock(t *testing.T) {
 			}
 		}
 		in.Close(ctx)
+	}
+}
+
+// TestReferenceByType: a frame can hold a reference in a module that makes none, and
+// uses none in code that is reached.
+func TestReferenceByType(t *testing.T) {
+	ctx := context.Background()
+	for name, function := range map[string]string{
+		"parameter": `(func $f (param $r funcref) (loop $l (br_if $l (call $more))) (drop (ref.is_null (local.get $r))))
+			(func (export "_start") (if (call $more) (then (call $f (unreachable)))))`,
+		"result": `(func $f (result funcref) (unreachable))
+			(func (export "_start") (if (call $more) (then (call $f) (loop $l (br_if $l (call $more))) (drop))))`,
+		"block": `(func (export "_start") (if (call $more) (then
+			(block (result funcref) (unreachable)) (loop $l (br_if $l (call $more))) (drop))))`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := suspend.Rewrite(wat(t, `(module (memory (export "memory") 1)
+				(func $more (result i32) (i32.load (i32.const 0)))
+				`+function+`)`), suspend.Options{Poll: suspend.Flag})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, engine := range []Engine{Compiler, Interpreter} {
+				in, err := NewHost(t, p, suspend.Flag).Instance(ctx, engine)
+				if err == nil {
+					_, err = in.Driver.Call(ctx, "_start")
+				}
+				if err != nil {
+					t.Errorf("%v: %v", engine, err)
+				}
+			}
+		})
+	}
+}
+
+// TestBlockByReference: a host function that can block stops the program however it
+// is reached, and gets its arguments again.
+func TestBlockByReference(t *testing.T) {
+	ctx := context.Background()
+	const arguments = `(i32.const 3) (i32.const 7) (i32.const 8) (i32.const 9) `
+	for name, test := range map[string]struct{ declare, get string }{
+		"call":                 {"", `(call $read ` + arguments + `)`},
+		"return_call":          {"", `(return_call $read ` + arguments + `)`},
+		"call_indirect":        {`(elem (i32.const 0) $read)`, `(call_indirect (type $y) ` + arguments + `(i32.const 0))`},
+		"return_call_indirect": {`(elem (i32.const 0) $read)`, `(return_call_indirect (type $y) ` + arguments + `(i32.const 0))`},
+		"ref.func": {`(elem declare func $read)`,
+			`(table.set $t (i32.const 1) (ref.func $read)) (call_indirect (type $y) ` + arguments + `(i32.const 1))`},
+		"exported": {`(export "read" (func $read))`,
+			`(table.set $t (i32.const 1) (ref.func $read)) (call_indirect (type $y) ` + arguments + `(i32.const 1))`},
+		"global": {`(global $g funcref (ref.func $read))`,
+			`(table.set $t (i32.const 1) (global.get $g)) (call_indirect (type $y) ` + arguments + `(i32.const 1))`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := suspend.Rewrite(wat(t, `(module
+				(import "wasi_snapshot_preview1" "fd_close" (func $close (param i32) (result i32)))
+				(import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+				(memory (export "memory") 1)
+				(type $y (func (param i32 i32 i32 i32) (result i32)))
+				(table $t 2 funcref)
+				`+test.declare+`
+				(func $get (result i32) `+test.get+`)
+				(func (export "_start")
+					(i32.store (i32.const 0) (i32.add (i32.const 1000) (call $get)))
+					(i32.store (i32.const 4) (call $close (i32.const 5)))))`), suspend.Options{Poll: suspend.Flag})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := NewHost(t, p, suspend.Flag)
+			var in *Instance
+			var calls [][4]uint32
+			h.Imports = func(ctx context.Context, rt wazero.Runtime) {
+				i32 := api.ValueTypeI32
+				_, err := rt.NewHostModuleBuilder("wasi_snapshot_preview1").NewFunctionBuilder().
+					WithGoFunction(api.GoFunc(func(_ context.Context, stack []uint64) {
+						calls = append(calls, [4]uint32{uint32(stack[0]), uint32(stack[1]), uint32(stack[2]), uint32(stack[3])})
+						if len(calls) < 3 {
+							in.Block()
+							stack[0] = 99 // is ignored
+							return
+						}
+						stack[0] = 5 + uint64(uint32(stack[0]))
+					}), []api.ValueType{i32, i32, i32, i32}, []api.ValueType{i32}).Export("fd_read").NewFunctionBuilder().
+					WithGoFunction(api.GoFunc(func(context.Context, []uint64) {}), []api.ValueType{i32}, []api.ValueType{i32}).Export("fd_close").
+					Instantiate(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if in, err = h.Instance(ctx, Compiler); err != nil {
+				t.Fatal(err)
+			}
+			_, err = in.Driver.Call(ctx, "_start")
+			stops := 0
+			for errors.Is(err, drive.ErrStopped) {
+				stops++
+				in = h.Move(ctx, in, Engine(stops%2))
+				_, err = in.Continue(ctx)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := Memory(in.Module).ReadUint32Le(0); got != 1008 || stops != 2 {
+				t.Errorf("got %d after %d stops, want 1008 after 2", got, stops)
+			}
+			if got, _ := Memory(in.Module).ReadUint32Le(4); got != 5 {
+				t.Errorf("another function returned %d, want 5", got)
+			}
+			for i, c := range calls {
+				if c != [4]uint32{3, 7, 8, 9} {
+					t.Errorf("call %d with %v", i, c)
+				}
+			}
+			in.Close(ctx)
+		})
 	}
 }
 

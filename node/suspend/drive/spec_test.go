@@ -143,8 +143,12 @@ func TestSpec(t *testing.T) {
 	}
 	dir := specDir(t)
 	files, err := filepath.Glob(filepath.Join(dir, "v2", "testdata", "*.json"))
-	if err != nil {
+	tails, tailsErr := filepath.Glob(filepath.Join(dir, "tail-call", "testdata", "*.json"))
+	if err = errors.Join(err, tailsErr); err != nil {
 		t.Fatal(err)
+	}
+	if files = append(files, tails...); len(tails) == 0 {
+		t.Error("no tests of tail calls")
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -32,10 +32,11 @@ const (
 
 // Config is a new runtime's configuration.
 func (e Engine) Config() wazero.RuntimeConfig {
+	config := wazero.NewRuntimeConfigInterpreter()
 	if e == Compiler {
-		return wazero.NewRuntimeConfig()
+		config = wazero.NewRuntimeConfig()
 	}
-	return wazero.NewRuntimeConfigInterpreter()
+	return config.WithCoreFeatures(drive.Features)
 }
 
 // A Host makes instances of one program. At most two are alive at a time.
@@ -51,6 +52,8 @@ type Host struct {
 	// places are where instances live, by engine: two each, so that one can
 	// move between two of a kind.
 	places [2][2]place
+	// caches have what each engine has compiled, for both of its places.
+	caches [2]wazero.CompilationCache
 	next   int
 }
 
@@ -70,6 +73,11 @@ func NewHost(tb testing.TB, p *suspend.Program, poll suspend.Poll) *Host {
 		for _, p := range slices.Concat(h.places[0][:], h.places[1][:]) {
 			if p.rt != nil {
 				p.rt.Close(context.Background())
+			}
+		}
+		for _, c := range h.caches {
+			if c != nil {
+				c.Close(context.Background())
 			}
 		}
 	})
@@ -95,7 +103,10 @@ func (h *Host) Instance(ctx context.Context, e Engine) (*Instance, error) {
 	h.next++
 	d := drive.New(h.Program, h.Poll)
 	if p.rt == nil {
-		p.rt = wazero.NewRuntimeWithConfig(ctx, e.Config())
+		if h.caches[e] == nil {
+			h.caches[e] = wazero.NewCompilationCache()
+		}
+		p.rt = wazero.NewRuntimeWithConfig(ctx, e.Config().WithCompilationCache(h.caches[e]))
 		h.Imports(ctx, p.rt)
 		var err error
 		if p.compiled, err = p.rt.CompileModule(ctx, h.Program.Module); err != nil {
