@@ -31,7 +31,7 @@ func fullRecord() Record {
 		Name: strings.Repeat("n", maxName), Tier: Cloud, Arch: strings.Repeat("a", maxWord), OS: strings.Repeat("o", maxWord),
 		Cores: 65535, MemoryFree: 1<<32 - 1, Load: 100, Engine: strings.Repeat("e", maxWord), Paging: strings.Repeat("p", maxWord),
 		DocumentDigest: [32]byte(bytes.Repeat([]byte{0xff}, 32)), Authority: true,
-		Speed: 1<<32 - 1, Cordoned: true, Uplink: 1<<32 - 1, Downlink: 1<<32 - 1,
+		Speed: 1<<32 - 1, Cordoned: true, Leaving: true, Uplink: 1<<32 - 1, Downlink: 1<<32 - 1,
 	}
 	w := coordinateWire{-maxCoordinate, maxCoordinate, -maxCoordinate, maxCoordinate, maxCoordinate, -maxCoordinate, maxCoordError}
 	var err error

@@ -270,3 +270,50 @@ func TestCoordinatesInMesh(t *testing.T) {
 		}
 	})
 }
+
+// Nodes that start together do not tell their coordinates together, and all of
+// them together do not tell more than gossip carries.
+func TestPlacePause(t *testing.T) {
+	for _, test := range []struct {
+		size     int
+		told     bool
+		draw     float64
+		min, max time.Duration
+	}{
+		{1, false, 0.99, shiftPause, shiftPause + shiftFirst},
+		{1, true, 0.99, shiftPause, shiftPause},
+		{200, false, 0, shiftPause, shiftPause},
+		{200, false, 0.5, shiftPause + 50*time.Second, shiftPause + 50*time.Second},
+		{200, true, 0, shiftPause, shiftPause},
+		{200, true, 0.5, 400 * time.Second, 400 * time.Second},
+	} {
+		if got := placePause(test.size, test.told, test.draw); got < test.min || got > test.max {
+			t.Errorf("%d nodes, told %v, draw %v: %v, want %v to %v", test.size, test.told, test.draw, got, test.min, test.max)
+		}
+	}
+	// An hour of 200 nodes that always have something to tell.
+	const size, seconds = 200, 3600
+	rng := rand.New(rand.NewPCG(1, 2))
+	told := make([]int, seconds)
+	for range size {
+		at, first := time.Duration(0), true
+		for {
+			if at += placePause(size, !first, rng.Float64()); at >= seconds*time.Second {
+				break
+			}
+			first = false
+			told[at/time.Second]++
+		}
+	}
+	most := 0
+	for i := range seconds - 10 {
+		sum := 0
+		for _, n := range told[i : i+10] {
+			sum += n
+		}
+		most = max(most, sum)
+	}
+	if most > 42 { // gossip carries 4.2 a second, see DESIGN.md
+		t.Errorf("%d told in ten seconds", most)
+	}
+}

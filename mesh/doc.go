@@ -5,7 +5,8 @@
 // the mesh's own certificate authority: gossip in datagrams and streams,
 // control and page traffic in streams named by a protocol. Urgent and bulk
 // traffic use separate connections, so that a demanded page never stands in
-// the queue behind a bulk transfer.
+// the queue behind a bulk transfer. A transfer over a path that loses packets
+// may use more of them ([Lane]).
 //
 // A node is named by its key ([NodeID]), never by its address, which may
 // change at any time. Membership is kept by gossip (package memberlist);

@@ -1,8 +1,10 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -17,12 +19,18 @@ type documentRequest struct {
 }
 
 type documentReply struct {
-	// Found is false when the callee's document has changed since.
+	// Found is false when the callee's document has changed several times since.
 	Found bool   `cbor:"1,keyasint"`
 	Body  []byte `cbor:"2,keyasint,omitempty"`
 }
 
-const documentTimeout = 30 * time.Second
+const (
+	documentTimeout = 30 * time.Second
+	// keptDocuments is how many documents of its own a node gives to those who
+	// ask: the caller's record may be some changes behind, and a member that is
+	// alive must not seem to have no document for that.
+	keptDocuments = 4
+)
 
 func (m *Mesh) serveDocument(ctx context.Context, s *Stream) {
 	s.SetDeadline(time.Now().Add(documentTimeout))
@@ -31,12 +39,14 @@ func (m *Mesh) serveDocument(ctx context.Context, s *Stream) {
 		return
 	}
 	m.mu.Lock()
-	doc := m.document
+	documents := slices.Clone(m.documents)
 	m.mu.Unlock()
-	d := digestOf(doc)
 	var r documentReply
-	if len(doc) > 0 && string(d[:]) == string(req.Digest) {
-		r = documentReply{Found: true, Body: doc}
+	for _, doc := range documents {
+		if d := digestOf(doc); len(doc) > 0 && string(d[:]) == string(req.Digest) {
+			r = documentReply{Found: true, Body: doc}
+			break
+		}
 	}
 	if err := WriteMessage(s, r); err != nil {
 		m.log.Debug("document not sent", "peer", s.Peer(), "err", err)
@@ -58,24 +68,20 @@ func (m *Mesh) Document(ctx context.Context, id NodeID) ([]byte, error) {
 	if id == m.ms.ID {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return append([]byte(nil), m.document...), nil
-	}
-	s, err := m.t.open(ctx, id, protoDocument, Urgent)
-	if err != nil {
-		return nil, fmt.Errorf("document of %s: %w", id, err)
-	}
-	defer s.Close()
-	stop := context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	s.SetDeadline(time.Now().Add(documentTimeout))
-	if err := WriteMessage(s, documentRequest{Digest: want[:]}); err != nil {
-		return nil, fmt.Errorf("document of %s: %w", id, err)
+		return bytes.Clone(m.documents[0]), nil
 	}
 	var r documentReply
-	if err := ReadMessage(s, maxDocument+64, &r); err != nil {
+	err := m.t.request(ctx, id, protoDocument, Urgent, func(s *Stream) error {
+		s.SetDeadline(time.Now().Add(documentTimeout))
 		if ctx.Err() != nil {
-			err = ctx.Err()
+			return ctx.Err() // its deadline has just been overwritten
 		}
+		if err := WriteMessage(s, documentRequest{Digest: want[:]}); err != nil {
+			return err
+		}
+		return ReadMessage(s, maxDocument+64, &r)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("document of %s: %w", id, err)
 	}
 	if !r.Found {

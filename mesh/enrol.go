@@ -264,19 +264,13 @@ func (e *enroller) admit(ctx context.Context, req *joinRequest) (joinReply, Node
 	return reply, node, reply.err()
 }
 
-func (e *enroller) relay(ctx context.Context, authority NodeID, req *joinRequest) (joinReply, error) {
-	var r joinReply
-	s, err := e.m.t.open(ctx, authority, protoEnrol, Urgent)
-	if err != nil {
-		return r, err
-	}
-	defer s.Close()
-	stop := context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if err := WriteMessage(s, req); err != nil {
-		return r, err
-	}
-	err = ReadMessage(s, maxJoinReply, &r)
+func (e *enroller) relay(ctx context.Context, authority NodeID, req *joinRequest) (r joinReply, err error) {
+	err = e.m.t.request(ctx, authority, protoEnrol, Urgent, func(s *Stream) error {
+		if err := WriteMessage(s, req); err != nil {
+			return err
+		}
+		return ReadMessage(s, maxJoinReply, &r)
+	})
 	return r, err
 }
 

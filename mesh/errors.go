@@ -75,6 +75,11 @@ var (
 	// its endpoints, or that the connection to it broke.
 	ErrUnreachable = errors.New("node unreachable")
 
+	// ErrNotTaken means that the peer, which had no use for the connection, closed
+	// it before it had seen anything of a stream: whatever was asked on it may be
+	// asked again. It comes together with ErrUnreachable.
+	ErrNotTaken = errors.New("the stream was not taken")
+
 	// ErrWrongPeer means that the node that answered is not the one that was
 	// called.
 	ErrWrongPeer = errors.New("another node answered")

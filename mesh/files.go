@@ -46,7 +46,7 @@ func writeFile(path string, b []byte, mode os.FileMode, exclusive bool) error {
 	} else if err := os.Rename(tmp, path); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
 // moveNew moves tmp to path unless something is there.

@@ -10,5 +10,5 @@ const chmodMayFail = true
 
 func checkPrivate(string, os.FileInfo) error { return nil }
 
-// syncDir does nothing: Windows can sync no directory, and NTFS journals names.
-func syncDir(string) error { return nil }
+// SyncDir does nothing: Windows can sync no directory, and NTFS journals names.
+func SyncDir(string) error { return nil }

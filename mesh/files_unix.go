@@ -23,8 +23,8 @@ func checkPrivate(path string, info os.FileInfo) error {
 	return nil
 }
 
-// syncDir makes a change of names in dir survive a crash.
-func syncDir(dir string) error {
+// SyncDir makes a change of names in dir survive a crash, where the system can.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

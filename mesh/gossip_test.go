@@ -1,6 +1,11 @@
 package mesh
 
-import "testing"
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
 
 // What memberlist sends to one node in particular must go to that node; see
 // isPersonal for the format.
@@ -30,4 +35,70 @@ func TestPersonalPackets(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
+}
+
+// The ring goes through all who live, in the order of their ids, and round.
+func TestRing(t *testing.T) {
+	alive, dead := &memberState{state: Alive}, &memberState{state: Dead}
+	for _, c := range []struct {
+		name       string
+		members    map[NodeID]*memberState
+		prev, next NodeID
+	}{
+		{"alone", map[NodeID]*memberState{"m": alive}, "", ""},
+		{"two", map[NodeID]*memberState{"m": alive, "c": alive}, "", "c"},
+		{"in the middle", map[NodeID]*memberState{"m": alive, "a": alive, "l": alive, "n": alive, "z": alive}, "l", "n"},
+		{"at the end", map[NodeID]*memberState{"m": alive, "a": alive, "b": alive, "l": alive}, "l", "a"},
+		{"at the beginning", map[NodeID]*memberState{"m": alive, "n": alive, "y": alive, "z": alive}, "z", "n"},
+		{"not the dead", map[NodeID]*memberState{"m": alive, "a": alive, "l": dead, "n": dead, "z": alive}, "a", "z"},
+	} {
+		m := &Mesh{ms: &Membership{ID: "m"}, members: c.members, ringStale: true}
+		for range 2 { // the second time as remembered
+			if prev, next := m.ring(); prev != c.prev || next != c.next {
+				t.Errorf("%s: %q and %q, want %q and %q", c.name, prev, next, c.prev, c.next)
+			}
+		}
+	}
+}
+
+// Of a round's packets of news the first go each way round the ring, unless a
+// neighbour cannot be reached; the others, and what is meant for one that fails,
+// go to whom memberlist picked, and nobody has two.
+func TestNewsGoRound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const interval = 200 * time.Millisecond
+		tr := &transport{peers: make(map[NodeID]*peer), neighbours: minNeighbours}
+		for _, id := range []NodeID{"a", "b", "c", "prev", "next", "failing"} {
+			tr.peers[id] = &peer{id: id, failing: id == "failing"}
+		}
+		prev, next := NodeID("prev"), NodeID("next")
+		g := newGossipTransport(tr, interval, func() (NodeID, NodeID) { return prev, next })
+		check := func(picked, want string) {
+			t.Helper()
+			for range 2 {
+				time.Sleep(interval)
+				var to []string
+				for id := range strings.FieldsSeq(picked) {
+					to = append(to, string(g.newsTo(NodeID(id))))
+				}
+				if got := strings.Join(to, " "); got != want {
+					t.Errorf("picked %s: went to %s, want %s", picked, got, want)
+				}
+			}
+		}
+		check("a b c", "next prev c")
+		check("a b next prev c", "next prev a b c")
+		check("next prev a", "next prev a")
+		check("prev next a", "next prev a")
+		check("a next prev b", "next prev a b")
+		check("prev a b next c", "next prev b a c")
+		check("failing a b c failing", "failing next prev c failing")
+		tr.peers["next"].failing = true
+		check("a b c", "a prev c")
+		tr.peers["next"].failing = false
+		prev = ""
+		check("next a", "next a")
+		next = ""
+		check("a b c", "a b c")
+	})
 }

@@ -186,7 +186,7 @@ func RemoveMembership(dir string) error {
 			return fmt.Errorf("remove membership: %w", err)
 		}
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
 // stageDir is where a membership waits to take another's place.
@@ -234,7 +234,7 @@ func AdoptStaged(dir string) (bool, error) {
 			return false, fmt.Errorf("adopt membership: %w", err)
 		}
 	}
-	if err := syncDir(dir); err != nil {
+	if err := SyncDir(dir); err != nil {
 		return false, err
 	}
 	return true, os.RemoveAll(staged)

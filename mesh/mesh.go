@@ -1,10 +1,12 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"reflect"
@@ -309,12 +311,16 @@ type Mesh struct {
 	record       Record    // own
 	meta         []byte    // own, encoded
 	toldPlace    time.Time // when last for the coordinate alone; at first, the start
-	document     []byte
+	placeDraw    float64   // of the pause since; see placePause
+	documents    [][]byte  // own, the newest first; never empty
 	own          []netip.AddrPort
 	members      map[NodeID]*memberState
 	remembered   map[NodeID]struct{}
 	seedNode     map[string]NodeID
 	peersChanged bool
+	ringPrev     NodeID // see ring
+	ringNext     NodeID
+	ringStale    bool // who lives has changed since
 	seen         seenSet
 	events       []Event
 }
@@ -350,8 +356,9 @@ func New(cfg Config) (*Mesh, error) {
 		wake:       make(chan struct{}, 1),
 		position:   newPositioner(),
 		toldPlace:  time.Now(),
+		placeDraw:  rand.Float64(),
 		record:     cfg.Record,
-		document:   append([]byte(nil), cfg.Document...),
+		documents:  [][]byte{bytes.Clone(cfg.Document)},
 		members:    make(map[NodeID]*memberState),
 		remembered: make(map[NodeID]struct{}),
 		seedNode:   make(map[string]NodeID),
@@ -367,7 +374,7 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, fmt.Errorf("mesh: %w", err)
 	}
 	m.t = newTransport(ms, &m.cfg, pc)
-	m.g = newGossipTransport(m.t)
+	m.g = newGossipTransport(m.t, cfg.Gossip.Interval, m.ring)
 	m.t.onDatagram = m.g.receive
 	m.t.endpoints = m.ownEndpoints
 	e := newEnroller(m)
@@ -551,6 +558,18 @@ func (m *Mesh) Open(ctx context.Context, peer NodeID, protocol string, class Cla
 	return m.t.open(ctx, peer, protocol, class)
 }
 
+// Request opens a stream like [Mesh.Open] and has do make a request on it and
+// read the answer. ctx bounds that too: once it is done, reads and writes end and
+// its error is returned. do is called again, on another stream, if the peer has
+// seen nothing of the first (see [ErrNotTaken]); what the peer may have seen is
+// not asked again. The stream is closed when do has returned.
+func (m *Mesh) Request(ctx context.Context, peer NodeID, protocol string, class Class, do func(*Stream) error) error {
+	if err := m.running(); err != nil {
+		return err
+	}
+	return m.t.request(ctx, peer, protocol, class, do)
+}
+
 func (m *Mesh) running() error {
 	select {
 	case <-m.ready:
@@ -686,7 +705,8 @@ func (m *Mesh) SetDocument(document []byte) error {
 		return fmt.Errorf("document: %w: %d bytes, at most %d", ErrTooLarge, len(document), maxDocument)
 	}
 	m.mu.Lock()
-	m.document = append([]byte(nil), document...)
+	m.documents = slices.Insert(m.documents, 0, bytes.Clone(document))
+	m.documents = m.documents[:min(len(m.documents), keptDocuments)]
 	err := m.sealRecordLocked()
 	m.mu.Unlock()
 	m.markDirty()
@@ -700,7 +720,7 @@ func (m *Mesh) sealRecordLocked() error {
 	r.Tier = m.ms.Tier
 	r.Authority = m.ms.Authority
 	r.Endpoints = slices.Clone(m.own)
-	r.DocumentDigest = digestOf(m.document)
+	r.DocumentDigest = digestOf(m.documents[0])
 	r.Coordinate = m.position.known()
 	meta, err := encodeRecord(r, m.ms.identity.key)
 	if err != nil {

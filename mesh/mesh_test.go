@@ -11,9 +11,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
 	"go.uber.org/goleak"
 )
 
@@ -160,7 +162,7 @@ func join(t *testing.T, authority *testNode, name string, opts ...func(*Config))
 
 func enrol(t *testing.T, dir, tok string, via ...string) *Membership {
 	t.Helper()
-	ms, err := Enrol(t.Context(), EnrolConfig{Dir: dir, Token: tok, Via: via})
+	ms, err := enrolPatiently(t, EnrolConfig{Dir: dir, Token: tok, Via: via})
 	if err != nil {
 		t.Fatalf("Enrol: %v", err)
 	}
@@ -270,7 +272,7 @@ func TestStreams(t *testing.T) {
 	b := run(t, m, dir, log)
 	converge(t, a, b)
 
-	for _, class := range []Class{Urgent, Bulk} {
+	for _, class := range []Class{Urgent, Bulk, Lane(1), Lane(Lanes)} {
 		s, err := a.Open(t.Context(), b.ID(), "echo", class)
 		if err != nil {
 			t.Fatal(err)
@@ -335,6 +337,111 @@ func TestStreams(t *testing.T) {
 	s.Close()
 }
 
+// A request that the peer has not taken when it closes the connection is made
+// again, one that it has is not.
+func TestRequest(t *testing.T) {
+	a := found(t, "a")
+	dir := t.TempDir()
+	enrol(t, dir, token(t, a, TokenRequest{}))
+	log := new(logBook)
+	m, err := New(testConfig(t, dir, "b", log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var taken atomic.Int64
+	m.Handle("count", func(_ context.Context, s *Stream) {
+		taken.Add(1)
+		var b [1]byte
+		if _, err := io.ReadFull(s, b[:]); err == nil {
+			s.Write(b[:])
+		}
+	})
+	// The stream ends and the connection goes unused before the answer has left.
+	m.Handle("lose", func(_ context.Context, s *Stream) {
+		taken.Add(1)
+		s.release()
+		for { // those before may not have been closed yet
+			if code, ok := s.conn.retire(); ok {
+				s.conn.q.CloseWithError(code, "unused")
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	b := run(t, m, dir, log)
+	converge(t, a, b)
+	asked := 0
+	ask := func(s *Stream) error {
+		asked++
+		var b [1]byte
+		if _, err := s.Write(b[:]); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(s, b[:])
+		return err
+	}
+	if err := a.Request(t.Context(), b.ID(), "count", Bulk, ask); err != nil || asked != 1 || taken.Load() != 1 {
+		t.Fatalf("asked %d times, taken %d times: %v", asked, taken.Load(), err)
+	}
+
+	// giveUp makes b take nothing more on the connection until it is closed.
+	giveUp := func() (shut func()) {
+		var c *conn
+		var code quic.ApplicationErrorCode
+		eventually(t, "the connection is not used", func() (ok bool) {
+			b.t.mu.Lock()
+			c = b.t.peers[a.ID()].links[Bulk].current()
+			b.t.mu.Unlock()
+			if c == nil {
+				return false
+			}
+			code, ok = c.retire()
+			return ok
+		})
+		return func() { b.t.shut(c, code, "unused") }
+	}
+	for tries := 2; tries <= maxRequests+1; tries++ {
+		asked = 0
+		taken.Store(0)
+		shut := giveUp()
+		err := a.Request(t.Context(), b.ID(), "count", Bulk, func(s *Stream) error {
+			if asked == tries-1 {
+				return ask(s)
+			}
+			asked++
+			if _, err := s.Write(make([]byte, 1)); err != nil {
+				t.Error(err)
+			}
+			shut()
+			_, err := s.Read(make([]byte, 1))
+			if !errors.Is(err, ErrNotTaken) || !errors.Is(err, ErrUnreachable) {
+				t.Errorf("read: %v, want %v", err, ErrNotTaken)
+			}
+			if asked < tries-1 {
+				// The next try finds the next connection in the same state.
+				a.t.gone(s.conn)
+				if _, err := a.t.connect(t.Context(), b.ID(), Bulk); err != nil {
+					t.Fatal(err)
+				}
+				shut = giveUp()
+			}
+			return err
+		})
+		switch {
+		case tries <= maxRequests && (err != nil || asked != tries || taken.Load() != 1):
+			t.Errorf("asked %d times, taken %d times, want %d and 1: %v", asked, taken.Load(), tries, err)
+		case tries > maxRequests && (!errors.Is(err, ErrNotTaken) || asked != maxRequests || taken.Load() != 0):
+			t.Errorf("asked %d times, taken %d times, want %d and 0: %v", asked, taken.Load(), maxRequests, err)
+		}
+	}
+
+	asked = 0
+	taken.Store(0)
+	if err := a.Request(t.Context(), b.ID(), "lose", Bulk, ask); !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrNotTaken) || asked != 1 || taken.Load() != 1 {
+		t.Errorf("asked %d times, taken %d times: %v", asked, taken.Load(), err)
+	}
+}
+
 func TestPing(t *testing.T) {
 	nodes := testMesh(t, 2)
 	p, err := nodes[0].Ping(t.Context(), nodes[1].ID())
@@ -382,12 +489,21 @@ func TestDocument(t *testing.T) {
 	if _, err := a.Document(t.Context(), b.ID()); !errors.Is(err, ErrNoDocument) {
 		t.Errorf("document of a node without one: %v", err)
 	}
-	if err := a.SetDocument([]byte("less")); err != nil {
-		t.Fatal(err)
+	// Whatever has been heard of the changes so far, there is a document.
+	for _, doc := range []string{"more", "other", "less"} {
+		if err := a.SetDocument([]byte(doc)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Document(t.Context(), a.ID()); err != nil {
+			t.Fatalf("when it is becoming %q: %v", doc, err)
+		}
 	}
 	eventually(t, "new document", func() bool {
 		got, err := b.Document(t.Context(), a.ID())
-		return err == nil && string(got) == "less"
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(got) == "less"
 	})
 }
 
@@ -404,6 +520,11 @@ func TestDocumentMismatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.t.handlers[protoDocument] = func(ctx context.Context, s *Stream) {
+		// To end without having read the request would break the other's stream.
+		var req documentRequest
+		if err := ReadMessage(s, 128, &req); err != nil {
+			return
+		}
 		WriteMessage(s, documentReply{Found: true, Body: []byte("a lie")})
 	}
 	b := run(t, m, dir, log)

@@ -34,6 +34,15 @@ func (c *conn) ping(ctx context.Context) (time.Duration, error) {
 	defer s.Close()
 	stop := context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+	rtt, err := s.ping()
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return rtt, err
+}
+
+// ping measures one round trip.
+func (s *Stream) ping() (time.Duration, error) {
 	var out, in [8]byte
 	rand.Read(out[:])
 	start := time.Now()
@@ -41,9 +50,6 @@ func (c *conn) ping(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	if _, err := io.ReadFull(s, in[:]); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
 		return 0, err
 	}
 	rtt := time.Since(start)
@@ -53,18 +59,21 @@ func (c *conn) ping(ctx context.Context) (time.Duration, error) {
 	return rtt, nil
 }
 
-func (t *transport) ping(ctx context.Context, id NodeID) (Ping, error) {
-	c, err := t.connect(ctx, id, Urgent)
-	if err != nil {
+func (t *transport) ping(ctx context.Context, id NodeID) (p Ping, err error) {
+	var c *conn
+	err = t.request(ctx, id, protoPing, Urgent, func(s *Stream) (err error) {
+		c = s.conn
+		p.RTT, err = s.ping()
+		return err
+	})
+	switch {
+	case err != nil && c == nil:
 		return Ping{}, err
-	}
-	rtt, err := c.ping(ctx)
-	if err != nil {
+	case err != nil:
 		return Ping{}, fmt.Errorf("ping %s at %v: %w", id, c.endpoint(), err)
 	}
 	st := c.q.ConnectionStats()
-	return Ping{
-		RTT: rtt, Smoothed: st.SmoothedRTT, Min: st.MinRTT,
-		Endpoint: c.endpoint(), Local: endpointOf(c.q.LocalAddr()), Dialled: c.dialled,
-	}, nil
+	p.Smoothed, p.Min = st.SmoothedRTT, st.MinRTT
+	p.Endpoint, p.Local, p.Dialled = c.endpoint(), endpointOf(c.q.LocalAddr()), c.dialled
+	return p, nil
 }

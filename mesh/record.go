@@ -96,6 +96,8 @@ type Record struct {
 	Speed uint32
 	// Cordoned says that the node takes no new workers.
 	Cordoned bool
+	// Leaving says that the node is about to stop; it takes no new workers either.
+	Leaving bool
 	// DocumentDigest is the BLAKE3 hash of the capability document; zero when
 	// there is none. The mesh keeps it.
 	DocumentDigest [32]byte
@@ -145,6 +147,7 @@ type recordWire struct {
 	Coordinate coordinateWire `cbor:"15,keyasint,omitempty"`
 	Uplink     uint32         `cbor:"16,keyasint,omitempty"`
 	Downlink   uint32         `cbor:"17,keyasint,omitempty"`
+	Leaving    bool           `cbor:"18,keyasint,omitempty"`
 }
 
 type recordEnvelope struct {
@@ -211,7 +214,7 @@ func encodeRecord(r *Record, key ed25519.PrivateKey) ([]byte, error) {
 		Name: r.Name, Tier: uint8(r.Tier), Arch: r.Arch, OS: r.OS, Cores: r.Cores,
 		MemoryFree: r.MemoryFree, Load: r.Load, Endpoints: r.Endpoints,
 		Engine: r.Engine, Paging: r.Paging, Authority: r.Authority, Speed: r.Speed, Cordoned: r.Cordoned,
-		Uplink: r.Uplink, Downlink: r.Downlink,
+		Uplink: r.Uplink, Downlink: r.Downlink, Leaving: r.Leaving,
 	}
 	w.Coordinate, _ = r.Coordinate.wire() // Validate has seen it
 	if r.DocumentDigest != [32]byte{} {
@@ -275,7 +278,7 @@ func decodeRecordBody(body []byte) (Record, error) {
 		Name: w.Name, Tier: Tier(w.Tier), Arch: w.Arch, OS: w.OS, Cores: w.Cores,
 		MemoryFree: w.MemoryFree, Load: w.Load, Endpoints: w.Endpoints,
 		Engine: w.Engine, Paging: w.Paging, Authority: w.Authority, Speed: w.Speed, Cordoned: w.Cordoned,
-		Uplink: w.Uplink, Downlink: w.Downlink,
+		Uplink: w.Uplink, Downlink: w.Downlink, Leaving: w.Leaving,
 	}
 	var err error
 	if r.Coordinate, err = w.Coordinate.coordinate(); err != nil {

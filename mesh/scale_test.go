@@ -143,13 +143,22 @@ func (c *crowd) sent() (sum meshtest.Traffic) {
 // A scale is what a mesh of some size costs and how fast news spread in it.
 type scale struct {
 	nodes   int
-	bytes   float64 // sent by a node each second, IP and UDP headers included
-	packets float64 // sent by a node each second
-	conns   float64 // connections a node has
-	memory  float64 // MiB of heap and stacks for each node
-	join    time.Duration
-	load    time.Duration
+	bytes   float64       // sent by a node each second, IP and UDP headers included
+	packets float64       // sent by a node each second
+	conns   float64       // connections a node has
+	memory  float64       // MiB of heap and stacks for each node
+	join    time.Duration // the slowest of scaleJoins
+	load    time.Duration // the slowest of scaleLoads
+	typical time.Duration // the median of those
 }
+
+// Joins are measured one after the other, each with a load told right after it;
+// then loads at intervals, long enough for every node to have told its place.
+const (
+	scaleJoins = 3
+	scaleLoads = 30
+	scalePause = 3 * time.Second
+)
 
 // Bounds that a mesh of any size keeps.
 const (
@@ -160,13 +169,14 @@ const (
 
 // TestScale says what a mesh of many nodes costs, in the third minute of its
 // life, and how long it takes until a node that joins and a load that changes
-// are known everywhere: the slowest of three. Time is the bubble's, so the
+// are known everywhere: the slowest of some. Time is the bubble's, so the
 // figures are those of nodes on machines of their own, 10 ms of round trip
 // apart, whatever this machine takes to compute them. It prints a row for each
 // size in MESH_SCALE (numbers of nodes, divided by commas); without, it sees to
-// it that a small mesh keeps the bounds.
+// it that small meshes keep the bounds. Six nodes are nine with those that join,
+// the most for which memberlist passes news on only four times.
 func TestScale(t *testing.T) {
-	sizes := []int{12}
+	sizes := []int{6, 12}
 	if env := os.Getenv("MESH_SCALE"); env != "" {
 		sizes = nil
 		for _, s := range strings.Split(env, ",") {
@@ -177,14 +187,16 @@ func TestScale(t *testing.T) {
 			sizes = append(sizes, n)
 		}
 	}
-	table := "| nodes | join known | load known | bytes/s each | packets/s each | connections each | MiB each |\n|---|---|---|---|---|---|---|\n"
+	table := "| nodes | join known | load known | half the loads | bytes/s each | packets/s each | connections each | MiB each |\n|---|---|---|---|---|---|---|---|\n"
 	for _, size := range sizes {
 		t.Run(fmt.Sprintf("nodes=%d", size), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				t.Cleanup(func() { time.Sleep(time.Minute) }) // memberlist's last probes
 				s := measureScale(t, size)
-				table += fmt.Sprintf("| %d | %.2f s | %.2f s | %.0f | %.1f | %.0f | %.1f |\n",
-					s.nodes, s.join.Seconds(), s.load.Seconds(), s.bytes, s.packets, s.conns, s.memory)
+				row := fmt.Sprintf("| %d | %.2f s | %.2f s | %.2f s | %.0f | %.1f | %.0f | %.1f |\n",
+					s.nodes, s.join.Seconds(), s.load.Seconds(), s.typical.Seconds(), s.bytes, s.packets, s.conns, s.memory)
+				table += row
+				t.Log(row) // the next size may take an hour
 				if s.join > maxJoinTime || s.load > maxLoadTime || s.bytes > maxIdleRate {
 					t.Errorf("%+v: beyond %v until a join is known, %v until a load is, or %v bytes a second", s, maxJoinTime, maxLoadTime, maxIdleRate)
 				}
@@ -254,21 +266,28 @@ func measureScale(t *testing.T, size int) scale {
 	runtime.ReadMemStats(&ms)
 	s.memory = float64(ms.HeapAlloc+ms.StackInuse) / (1 << 20) / float64(size)
 
-	for i := range 3 {
-		n, err := c.add()
-		if err != nil {
-			t.Fatal(err)
+	var loads []time.Duration
+	for i := range scaleLoads {
+		if i < scaleJoins {
+			n, err := c.add()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.join = max(s.join, until("a join", func(o *crowdNode) bool {
+				m, ok := o.Member(n.ID())
+				return ok && m.State == Alive
+			}))
+		} else {
+			time.Sleep(scalePause)
 		}
-		s.join = max(s.join, until("a join", func(o *crowdNode) bool {
-			m, ok := o.Member(n.ID())
-			return ok && m.State == Alive
-		}))
-		busy, load := c.nodes[i], uint8(50+i)
+		busy, load := c.nodes[i%len(c.nodes)], uint8(1+i)
 		busy.UpdateRecord(func(r *Record) { r.Load = load })
-		s.load = max(s.load, until("a load", func(o *crowdNode) bool {
+		loads = append(loads, until("a load", func(o *crowdNode) bool {
 			m, ok := o.Member(busy.ID())
 			return ok && m.Record.Load == load
 		}))
 	}
+	slices.Sort(loads)
+	s.load, s.typical = loads[len(loads)-1], loads[len(loads)/2]
 	return s
 }

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/quic-go/quic-go"
+
 	"meshnode/mesh/meshtest"
 )
 
@@ -242,6 +244,35 @@ func TestRoamUnderStream(t *testing.T) {
 	}
 }
 
+// A peer that answers late, on all connections, keeps the streams on the older
+// ones.
+func TestProbeOfBusyPeer(t *testing.T) {
+	simulate(t, func(t *testing.T, nw *meshtest.Network) {
+		nodes := simMesh(t, nw, 2)
+		a, b := nodes[0], nodes[1]
+		s, err := a.Open(t.Context(), b.ID(), protoEcho, Bulk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		a.t.redial(b.ID(), Bulk)
+		within(t, time.Second, "two connections", func() bool {
+			a.t.mu.Lock()
+			defer a.t.mu.Unlock()
+			return len(a.t.peers[b.ID()].links[Bulk].conns) == 2
+		})
+		nw.SetDelay(2 * probeTimeout) // each way, less than the idle timeout
+		time.Sleep(2 * reapInterval)  // the bubble's
+		nw.SetDelay(5 * time.Millisecond)
+		if _, err := s.Write(make([]byte, 8)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(s, make([]byte, 8)); err != nil {
+			t.Errorf("the older connection after the peer was late: %v", err)
+		}
+	})
+}
+
 func countEvents(n *testNode, what string) int {
 	return strings.Count(n.log.String(), what)
 }
@@ -289,7 +320,7 @@ func TestSimultaneousDial(t *testing.T) {
 				conns := slices.Clone(l.conns)
 				n.t.mu.Unlock()
 				for _, c := range conns {
-					n.t.shut(c, closeIdle, "next round")
+					n.t.shut(c, closeNormal, "next round")
 				}
 			}
 			within(t, time.Second, "connections are gone", func() bool {
@@ -303,6 +334,49 @@ func TestSimultaneousDial(t *testing.T) {
 				}
 				return true
 			})
+		}
+	})
+}
+
+// A peer gives up one of two connections while a ping is on its way by it: the
+// ping goes by the one that remains.
+func TestPingNotTaken(t *testing.T) {
+	simulate(t, func(t *testing.T, nw *meshtest.Network) {
+		nodes := simMesh(t, nw, 2)
+		a, b := nodes[0], nodes[1]
+		conns := func(n, other *simNode) []*conn {
+			n.t.mu.Lock()
+			defer n.t.mu.Unlock()
+			return slices.Clone(n.t.peers[other.ID()].links[Urgent].conns)
+		}
+		within(t, time.Minute, "one connection", func() bool { return len(conns(a, b)) == 1 && len(conns(b, a)) == 1 })
+		remains := conns(a, b)[0]
+		a.t.redial(b.ID(), Urgent)
+		within(t, time.Second, "two connections", func() bool { return len(conns(a, b)) == 2 && len(conns(b, a)) == 2 })
+		given := conns(b, a)[1]
+		var code quic.ApplicationErrorCode
+		within(t, time.Second, "the later one is given up", func() (ok bool) {
+			code, ok = given.retire()
+			return ok
+		})
+
+		errs := make(chan error, 1)
+		go func() {
+			_, err := a.Ping(t.Context(), b.ID())
+			errs <- err
+		}()
+		time.Sleep(100 * time.Millisecond) // the bubble's: the ping is there, and is not taken
+		select {
+		case err := <-errs:
+			t.Fatalf("a ping on a connection that was given up ended with %v", err)
+		default:
+		}
+		b.t.shut(given, code, "superseded")
+		if err := <-errs; err != nil {
+			t.Errorf("ping: %v", err)
+		}
+		if left := conns(a, b); !slices.Equal(left, []*conn{remains}) {
+			t.Errorf("%d connections left, want the earlier one", len(left))
 		}
 	})
 }
@@ -396,6 +470,24 @@ func TestRestartIsNoticed(t *testing.T) {
 			t.Errorf("noticed after %v", d)
 		}
 		simConverge(t, nodes[0], again)
+	})
+}
+
+// News of a node that is about to leave may be heard after its good-bye.
+func TestByeBeforeNews(t *testing.T) {
+	simulate(t, func(t *testing.T, nw *meshtest.Network) {
+		nodes := simMesh(t, nw, 2)
+		a, b := nodes[0], nodes[1]
+		a.noteBye(b.ID())
+		b.UpdateRecord(func(r *Record) { r.Load = 77 })
+		within(t, time.Minute, "the news", func() bool {
+			m, _ := a.Member(b.ID())
+			return m.Record.Load == 77
+		})
+		b.fails = true
+		b.conn.Close()
+		b.stop()
+		within(t, time.Minute, "b left", func() bool { return a.sees(Left, b.testNode) })
 	})
 }
 

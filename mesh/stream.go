@@ -14,7 +14,7 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// A Class says which of the two connections to a peer a stream uses.
+// A Class says which of the connections to a peer a stream uses.
 type Class uint8
 
 const (
@@ -22,9 +22,18 @@ const (
 	Urgent Class = iota
 	// Bulk is for what may queue: transfers in the background.
 	Bulk
+	// lane1 and those behind it share what one bulk transfer brings, where a
+	// connection alone does not fill the path: see Lane.
+	lane1
 
-	classes = 2
+	// Lanes is how many there are.
+	Lanes = 7
+
+	classes = 2 + Lanes
 )
+
+// Lane returns the class of lane number n, from 1 to [Lanes].
+func Lane(n int) Class { return Bulk + Class(n) }
 
 func (c Class) String() string {
 	switch c {
@@ -32,6 +41,9 @@ func (c Class) String() string {
 		return "urgent"
 	case Bulk:
 		return "bulk"
+	}
+	if c < classes {
+		return fmt.Sprintf("lane %d", c-Bulk)
 	}
 	return fmt.Sprintf("class(%d)", uint8(c))
 }
@@ -95,6 +107,7 @@ type Stream struct {
 	q        *quic.Stream
 	conn     *conn
 	protocol string
+	opened   bool // by this node
 	released atomic.Bool
 
 	// wmu is held while writing: quic-go forbids closing beside a write.
@@ -123,9 +136,17 @@ func (s *Stream) RTT() (latest time.Duration, count uint64) {
 	return st.LatestRTT, st.PacketsReceived
 }
 
+// Loss is how many packets the stream's connection has sent, and how many of
+// them QUIC took for lost.
+func (s *Stream) Loss() (sent, lost uint64) {
+	st := s.conn.q.ConnectionStats()
+	return st.PacketsSent, st.PacketsLost
+}
+
 // Read implements io.Reader. It ends with io.EOF where the peer closed its
 // side, with a [ResetError] or [ErrUnknownProtocol] where it reset the stream,
-// and with [ErrUnreachable] where the connection broke.
+// and with [ErrUnreachable] where the connection broke; with that and
+// [ErrNotTaken] where the peer has seen nothing of the stream.
 func (s *Stream) Read(b []byte) (int, error) {
 	n, err := s.q.Read(b)
 	if err != nil {
@@ -167,9 +188,23 @@ func (s *Stream) wrap(err error) error {
 		return err // a net.Error that says Timeout
 	case errors.Is(err, quic.ErrStreamClosed):
 		return fmt.Errorf("stream %s: %w", s.protocol, net.ErrClosed)
+	case s.notTaken(err):
+		return fmt.Errorf("stream %s to %s: %w: %w", s.protocol, s.conn.peer.id, s.conn.why(err), ErrNotTaken)
 	}
 	return fmt.Errorf("stream %s to %s: %w", s.protocol, s.conn.peer.id, s.conn.why(err))
 }
+
+// notTaken reports whether the connection ended with the peer's word that it has
+// not taken this stream.
+func (s *Stream) notTaken(err error) bool {
+	var ae *quic.ApplicationError
+	return s.opened && errors.As(err, &ae) && ae.Remote &&
+		ae.ErrorCode >= closeUnused && number(s.q) >= uint64(ae.ErrorCode-closeUnused)
+}
+
+// number is the how manyth stream q is of those that its side has opened,
+// counted from 0.
+func number(q *quic.Stream) uint64 { return uint64(q.StreamID()) / 4 }
 
 // CloseWrite ends this side's bytes: the peer reads io.EOF after what was
 // written. It waits for a Write that is under way.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -29,18 +30,29 @@ const (
 	alpnClient = "meshnode-client/1"
 )
 
-var alpnOf = [classes]string{Urgent: alpnUrgent, Bulk: alpnBulk}
+var alpnOf = func() (names [classes]string) {
+	names[Urgent], names[Bulk] = alpnUrgent, alpnBulk
+	for c := lane1; c < classes; c++ {
+		names[c] = fmt.Sprintf("meshnode-lane%d/1", c-Bulk)
+	}
+	return names
+}()
 
 // Codes with which connections are closed.
 const (
 	closeNormal     = 0x00
 	closeLeaving    = 0x01 // the node stops
 	closeSuperseded = 0x02 // another connection to this peer is in use
-	closeIdle       = 0x03 // unused
 	closeForeign    = 0x04 // the other side belongs to another mesh
 	closeBusy       = 0x05
 	closeProtocol   = 0x06 // the other side broke the rules
 	closeWrongPeer  = 0x07 // another node was called
+	// closeUnused and all above it say that there was no use for the connection,
+	// and which streams of the peer's the node that closes it has not taken:
+	// those from number code-closeUnused on, counted from 0 as their ids are. The
+	// peer may open one at that very moment, and may then do so elsewhere
+	// (RFC 9114, section 5.2, has the same in its GOAWAY frame).
+	closeUnused = 0x100
 )
 
 // TLS alerts (RFC 8446, section 6.2, and RFC 7301) as QUIC carries them (RFC
@@ -76,6 +88,8 @@ const (
 	// some dozens of neighbours, not everyone: a connection costs memory, a
 	// hundred KiB or so, and a packet every KeepAlive each way.
 	maxIdleUrgent = 64
+	// maxRequests bounds how often a request is made that no peer takes.
+	maxRequests = 3
 	// minNeighbours is how many connections a node has before it begins to give
 	// news to those it is connected to rather than call others.
 	minNeighbours = 32
@@ -175,8 +189,8 @@ type peer struct {
 
 // A datagram waits to be sent to a peer.
 type datagram struct {
-	b        []byte
-	personal bool // it is for this peer and no other
+	b   []byte
+	use bool // it counts as use of the connection
 }
 
 // A link is the connections of one class to a peer.
@@ -202,8 +216,9 @@ type conn struct {
 	boot    bootID
 	since   time.Time
 
-	streams  atomic.Int64
-	lastUsed atomic.Int64 // nanoseconds since t.since
+	streams  atomic.Int64  // open ones of both sides; negative once retired
+	taken    atomic.Uint64 // how many of the peer's have been taken
+	lastUsed atomic.Int64  // nanoseconds since epoch
 	probing  atomic.Bool
 }
 
@@ -222,7 +237,31 @@ func (c *conn) touch() { c.lastUsed.Store(int64(time.Since(epoch))) }
 
 func (c *conn) idleFor() time.Duration { return time.Since(epoch) - time.Duration(c.lastUsed.Load()) }
 
-func (c *conn) alive() bool { return c.q.Context().Err() == nil }
+// alive reports whether streams can be opened on c.
+func (c *conn) alive() bool { return c.q.Context().Err() == nil && c.streams.Load() >= 0 }
+
+// retired is what conn.streams is once the connection is given up: those who
+// find it so and take their stream off again do not make it positive.
+const retired = math.MinInt64 / 2
+
+// hold notes one more stream on c, unless c is retired.
+func (c *conn) hold() bool {
+	if c.streams.Add(1) < 0 {
+		c.streams.Add(-1)
+		return false
+	}
+	c.touch()
+	return true
+}
+
+// retire makes sure that no stream begins on c any more, on this side or the
+// peer's, and returns the code to close it with. It fails while c is in use.
+func (c *conn) retire() (quic.ApplicationErrorCode, bool) {
+	if !c.streams.CompareAndSwap(0, retired) {
+		return 0, false
+	}
+	return closeUnused + quic.ApplicationErrorCode(c.taken.Load()), true
+}
 
 func (c *conn) endpoint() netip.AddrPort { return endpointOf(c.q.RemoteAddr()) }
 
@@ -402,7 +441,7 @@ func (t *transport) serverTLS() *tls.Config {
 		SessionTicketsDisabled: true, // every connection proves its key anew
 	}
 	member := base.Clone()
-	member.NextProtos = []string{alpnUrgent, alpnBulk, alpnClient}
+	member.NextProtos = append(alpnOf[:], alpnClient)
 	member.ClientAuth = tls.RequireAnyClientCert
 	member.VerifyConnection = func(cs tls.ConnectionState) error {
 		if cs.NegotiatedProtocol == alpnClient {
@@ -664,17 +703,51 @@ func (t *transport) open(ctx context.Context, id NodeID, protocol string, class 
 	}
 }
 
+// request opens a stream and has do make a request on it and read the answer.
+// A peer closes connections that it has no use for, and may do so at the moment
+// when this node makes use of one: do is called anew, on another connection, if
+// the peer says that it has not taken the stream. What it may have taken is not
+// asked again.
+func (t *transport) request(ctx context.Context, id NodeID, protocol string, class Class, do func(*Stream) error) error {
+	once := func() error {
+		s, err := t.open(ctx, id, protocol, class)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		stop := context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })
+		defer stop()
+		if err = do(s); err == nil {
+			return nil
+		}
+		if errors.Is(err, ErrNotTaken) {
+			t.gone(s.conn) // the next one is to go by another
+		} else if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return err
+	}
+	for try := 1; ; try++ {
+		err := once()
+		if !errors.Is(err, ErrNotTaken) || try == maxRequests || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
 func (c *conn) open(ctx context.Context, protocol string) (*Stream, error) {
+	if !c.hold() {
+		return nil, fmt.Errorf("open stream %s to %s: %w: this node had no use for the connection", protocol, c.peer.id, ErrUnreachable)
+	}
 	q, err := c.q.OpenStreamSync(ctx)
 	if err != nil {
+		c.streams.Add(-1)
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("open stream %s to %s: %w", protocol, c.peer.id, err)
 		}
 		return nil, fmt.Errorf("open stream %s to %s: %w", protocol, c.peer.id, c.why(err))
 	}
-	c.streams.Add(1)
-	c.touch()
-	s := &Stream{q: q, conn: c, protocol: protocol}
+	s := &Stream{q: q, conn: c, protocol: protocol, opened: true}
 	if _, err := s.Write(appendHeader(make([]byte, 0, 1+maxProtocol), protocol)); err != nil {
 		s.Reset(resetClosed)
 		return nil, err
@@ -936,13 +1009,13 @@ func (t *transport) serveInbound(q *quic.Conn) {
 	case alpnClient:
 		t.serveClient(q)
 		return
-	case alpnUrgent:
-		class = Urgent
-	case alpnBulk:
-		class = Bulk
-	default: // TLS has negotiated one of ours
-		q.CloseWithError(closeProtocol, "unknown protocol")
-		return
+	default:
+		i := slices.Index(alpnOf[:], cs.NegotiatedProtocol)
+		if i < 0 { // TLS has negotiated one of ours
+			q.CloseWithError(closeProtocol, "unknown protocol")
+			return
+		}
+		class = Class(i)
 	}
 	cert, err := t.verify(cs)
 	if err != nil {
@@ -1073,8 +1146,11 @@ func (t *transport) serve(c *conn) {
 		if err != nil {
 			break
 		}
-		c.streams.Add(1)
-		c.touch()
+		if !c.hold() {
+			<-ctx.Done() // with a code that says that this stream is not taken
+			break
+		}
+		c.taken.Store(number(q) + 1)
 		s := &Stream{q: q, conn: c}
 		wg.Go(func() { t.serveStream(s, t.handlers) })
 	}
@@ -1116,7 +1192,7 @@ func (t *transport) gone(c *conn) {
 	if c.alive() {
 		c.q.CloseWithError(closeNormal, "")
 	}
-	cause := context.Cause(c.q.Context())
+	cause := context.Cause(c.q.Context()) // none yet if it has only just been retired
 	t.mu.Lock()
 	l := &c.peer.links[c.class]
 	i := slices.Index(l.conns, c)
@@ -1130,7 +1206,7 @@ func (t *transport) gone(c *conn) {
 	if byChoice && ae.Remote && ae.ErrorCode == closeLeaving {
 		c.peer.left = true
 	}
-	if len(l.conns) == 0 && !byChoice {
+	if len(l.conns) == 0 && !byChoice && cause != nil {
 		c.peer.failing = true
 	}
 	t.mu.Unlock()
@@ -1153,9 +1229,8 @@ func (t *transport) reapLoop() {
 
 func (t *transport) reap() {
 	type doomed struct {
-		c    *conn
-		code quic.ApplicationErrorCode
-		why  string
+		c   *conn
+		why string
 	}
 	var close []doomed
 	var probe, idle []*conn
@@ -1166,7 +1241,7 @@ func (t *transport) reap() {
 			for i, c := range l.conns {
 				busy := c.streams.Load() > 0
 				limit := idleUrgent
-				if Class(class) == Bulk {
+				if Class(class) != Urgent {
 					limit = idleBulk
 				}
 				switch {
@@ -1174,10 +1249,10 @@ func (t *transport) reap() {
 					if busy {
 						probe = append(probe, c)
 					} else if t.id < p.id {
-						close = append(close, doomed{c, closeSuperseded, "superseded"})
+						close = append(close, doomed{c, "superseded"})
 					}
 				case i == len(l.conns)-1 && !busy && c.idleFor() > limit:
-					close = append(close, doomed{c, closeIdle, "idle"})
+					close = append(close, doomed{c, "idle"})
 				case !busy && Class(class) == Urgent:
 					idle = append(idle, c)
 				}
@@ -1188,13 +1263,15 @@ func (t *transport) reap() {
 		slices.SortFunc(idle, func(a, b *conn) int { return cmp.Compare(b.idleFor(), a.idleFor()) })
 		for _, c := range idle[:extra] {
 			if c.idleFor() > reapInterval {
-				close = append(close, doomed{c, closeIdle, "unused for longer than others"})
+				close = append(close, doomed{c, "unused for longer than others"})
 			}
 		}
 	}
 	t.mu.Unlock()
 	for _, d := range close {
-		t.shut(d.c, d.code, d.why)
+		if code, ok := d.c.retire(); ok { // else it has come to be used
+			t.shut(d.c, code, d.why)
+		}
 	}
 	for _, c := range probe {
 		t.probe(c)
@@ -1209,22 +1286,53 @@ func (t *transport) shut(c *conn, code quic.ApplicationErrorCode, why string) {
 
 // probe closes c unless it answers a ping soon: its path may have gone with
 // the peer's old address, and the streams on it should fail now rather than at
-// the idle timeout.
+// the idle timeout. A peer that does not answer elsewhere either is busy or out
+// of reach, which says nothing of this path: c stays, and the idle timeout
+// bounds that.
 func (t *transport) probe(c *conn) {
 	if c.probing.Swap(true) {
 		return
 	}
 	started := t.goes(func() {
 		defer c.probing.Store(false)
-		ctx, cancel := context.WithTimeout(t.ctx, probeTimeout)
-		defer cancel()
-		if _, err := c.ping(ctx); err != nil && t.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(t.ctx, t.idleTimeout)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_, _ = c.ping(ctx) // an error means that the connection has broken
+		}()
+		soon := func() bool {
+			timer := time.NewTimer(probeTimeout)
+			defer timer.Stop()
+			select {
+			case <-ended:
+				return true
+			case <-timer.C:
+				return false
+			}
+		}
+		// One that was busy may answer there first, and here a moment later.
+		if !soon() && t.answers(ctx, c.peer, c.class) && !soon() {
 			t.shut(c, closeSuperseded, "no answer on the old path")
 		}
+		cancel()
+		<-ended
 	})
 	if !started {
 		c.probing.Store(false)
 	}
+}
+
+// answers reports whether a peer answers on the connection in use.
+func (t *transport) answers(ctx context.Context, p *peer, class Class) bool {
+	t.mu.Lock()
+	c := p.links[class].current()
+	t.mu.Unlock()
+	if c == nil {
+		return false
+	}
+	_, err := c.ping(ctx)
+	return err == nil
 }
 
 // moved is called when this node's own addresses have changed. Connections
@@ -1298,9 +1406,9 @@ func (t *transport) seed(ctx context.Context, addrs []netip.AddrPort) (NodeID, e
 const packetQueue = 64
 
 // send queues a datagram for a peer. It never blocks: gossip counts on that,
-// and on losing packets now and then.
-// Only a personal one counts as use of the connection.
-func (t *transport) send(id NodeID, b []byte, personal bool) {
+// and on losing packets now and then. use says whether it counts as use of the
+// connection.
+func (t *transport) send(id NodeID, b []byte, use bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.peers[id]
@@ -1311,7 +1419,7 @@ func (t *transport) send(id NodeID, b []byte, personal bool) {
 		return // it was not there a moment ago
 	}
 	select {
-	case p.queue <- datagram{b, personal}:
+	case p.queue <- datagram{b, use}:
 	default:
 		return
 	}
@@ -1343,7 +1451,7 @@ func (t *transport) sendLoop(p *peer) {
 				}
 				continue
 			}
-			if d.personal {
+			if d.use {
 				c.touch()
 			}
 			if err := c.q.SendDatagram(d.b); err != nil && c.alive() {
@@ -1395,7 +1503,7 @@ func (t *transport) gossipTo(id NodeID) NodeID {
 	return some
 }
 
-// used notes that a peer has sent something that was meant for this node.
+// used notes that a peer has sent something that counts as use of the connection.
 func (t *transport) used(id NodeID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
