@@ -31,6 +31,10 @@ const (
 	gatherTrial = 1024
 	// maxPeers bounds the Peers of an Intake or a Sink.
 	maxPeers = 8
+	// gatherPages is one in how many pages of the memory may begin a chunk of
+	// its own. A source that names pages one by one is then asked for the rest
+	// itself: a chunk takes some 150 bytes besides its names.
+	gatherPages = 8
 )
 
 // A Peer is a node, other than the one that a worker comes from, that may hold
@@ -40,6 +44,11 @@ type Peer struct {
 	Name string
 	// Dial opens a stream to it, which who asked closes.
 	Dial func(ctx context.Context) (io.ReadWriteCloser, error)
+	// Demand opens one for pages that somebody waits for. If nil, those are asked
+	// of the source alone.
+	Demand func(ctx context.Context) (io.ReadWriteCloser, error)
+	// RTT is the round trip to it, 0 if that is not known.
+	RTT time.Duration
 }
 
 // peers are the Peers of a move, and what is known of them over all streams to
@@ -89,6 +98,7 @@ type gather struct {
 	mu sync.Locker
 	// Guarded by mu:
 	chunks []*namedChunk           // in the order of their names; some are over
+	named  int                     // names in chunks
 	ready  []*namedChunk           // of those, the ones of which nothing is left
 	at     map[PageNum]*namedChunk // the chunk that waits for a page
 	alive  int                     // Peers
@@ -211,7 +221,9 @@ func (g *gather) wakeLocked() {
 // not here. It reports whether it will answer; if not, those are to be asked
 // of the source.
 func (g *gather) offerLocked(first PageNum, names []Hash, lacks []byte) bool {
-	if g == nil || g.alive == 0 || len(g.at)+len(names) > g.pages || len(g.chunks) >= g.pages {
+	// An honest source names no page again before it has an answer. One that does
+	// is not to make us remember more than two names a page.
+	if g == nil || g.alive == 0 || g.named+len(names) > 2*g.pages || len(g.chunks) >= g.pages/gatherPages+gatherChunk {
 		return false
 	}
 	for from := 0; from < len(names); from += gatherChunk {
@@ -228,6 +240,7 @@ func (g *gather) offerLocked(first PageNum, names []Hash, lacks []byte) bool {
 			g.at[c.run.First+PageNum(i)] = c
 		}
 		g.chunks = append(g.chunks, c)
+		g.named += n
 		if c.left == 0 {
 			g.ready = append(g.ready, c)
 		}
@@ -379,6 +392,8 @@ func (g *gather) answerLocked(out, lacks []byte, c *namedChunk) ([]byte, []byte)
 		g.owing += c.left
 	}
 	c.over = true
+	g.named -= len(c.names)
+	c.names, c.done = nil, nil
 	for len(g.chunks) > 0 && g.chunks[0].over {
 		g.chunks = g.chunks[1:]
 	}

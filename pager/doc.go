@@ -17,9 +17,11 @@
 //	      <-------------------------- Frozen        the rest: as on a bulk stream
 //
 // What became stale last is listed in a Layout, which travels while the worker
-// stands still. The Intake drops it; all that it never had, or has dropped, is
-// missing. Then, or
-// without any rounds, at the origin a Source serves the pages of a frozen
+// stands still. The Intake takes what is stale out of the memory and keeps it
+// aside; all that it never had, or has taken out, is missing. Frames that are
+// still on their way replace what is aside, so both ends know the same version of
+// each page, and the last one comes as a patch of it. Then, or without any rounds,
+// at the origin a Source serves the pages of a frozen
 // worker. At the destination a Sink dials two streams to it: one asks for the
 // pages the worker waits for, the other brings all others unasked. Each
 // stream opens with a Hello that says what is already there, so a stream
@@ -42,10 +44,13 @@
 //
 // What is named ahead, in rounds or after them, can be brought by other nodes as
 // well, the Peers of an Intake or a Sink: a gather shares it out, and answers the
-// Source once it is known what those do not bring.
+// Source once it is known what those do not bring. Of what was named, a page that
+// the worker waits for is asked of them beside the Source: see askElsewhere.
 //
-// A Pages frame brings pages as they are, compressed together, or, in rounds, as
-// patches of versions the Intake has, if its Hello says that it reads those. Which, a chooser decides frame by frame from what the link and the
+// A Pages frame brings pages as they are, compressed together, or as patches of
+// versions that came in rounds, if the Hello says that those are read. A patch
+// whose base is not there breaks the stream, and the next one brings none. How
+// to compress, a chooser decides frame by frame from what the link and the
 // codecs were seen to do; on a fast link pages go as they are, straight from
 // the frozen memory to the stream. A framer builds frames, for demanded pages
 // and pushed ones alike, and (*frame).unpack takes them apart. However a page

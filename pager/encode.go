@@ -21,8 +21,11 @@ const (
 	EncodeZstd
 	// EncodeDelta writes what differs from a page that the far side holds.
 	EncodeDelta
+	// EncodeShort is for EncodeDelta: the first 4 bytes of the other page's name
+	// will do.
+	EncodeShort
 
-	encodeAll = EncodeS2 | EncodeZstd | EncodeDelta
+	encodeAll = EncodeS2 | EncodeZstd | EncodeDelta | EncodeShort
 )
 
 // A codec is the way in which a frame's pages are compressed: the kind of its

@@ -8,6 +8,7 @@ package pager
 //
 // The goroutine that pushes calls ask and take; run does the work.
 type ahead struct {
+	patch patchScope // of the stream
 	work  chan aheadWork
 	ready chan *framer
 	asked Run     // what is being made, or lies ready; empty if nothing
@@ -20,14 +21,14 @@ type aheadWork struct {
 	into  *framer
 }
 
-func newAhead() *ahead {
-	return &ahead{work: make(chan aheadWork, 1), ready: make(chan *framer, 1), spare: new(framer)}
+func newAhead(patch patchScope, accepts Encodings) *ahead {
+	return &ahead{patch: patch, work: make(chan aheadWork, 1), ready: make(chan *framer, 1), spare: newFramer(accepts)}
 }
 
 // run makes frames until stop is called.
 func (a *ahead) run(s *Source) {
 	for w := range a.work {
-		s.describe(w.into, w.run)
+		s.describe(w.into, w.run, a.patch)
 		w.into.pack(w.codec)
 		a.ready <- w.into
 	}

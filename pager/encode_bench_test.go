@@ -117,7 +117,7 @@ func benchEncode(b *testing.B, im image, c codec, delta bool) {
 	for i, h := range bases {
 		index[h] = i
 	}
-	baseOf := func(_ PageNum, h Hash, buf []byte) bool { return copy(buf, olds[index[h]]) == PageSize }
+	baseOf := func(_ PageNum, name, buf []byte) bool { return copy(buf, olds[index[Hash(name)]]) == PageSize }
 
 	var f framer
 	in := newFrameReader(nil, MaxPages, framePages)
@@ -153,8 +153,8 @@ func benchEncode(b *testing.B, im image, c codec, delta bool) {
 				b.Fatal(err)
 			}
 			var at [maxRun]namedPage
-			if err := fr.unpack(baseOf, &at); err != nil {
-				b.Fatal(err)
+			if all, err := fr.unpack(baseOf, &at); err != nil || !all {
+				b.Fatal(all, err)
 			}
 			in.putBuffer(fr.data)
 		}

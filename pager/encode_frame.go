@@ -31,6 +31,7 @@ type framer struct {
 	bases   []byte
 	sizes   []byte
 	patches []byte
+	short   bool // the bases' names are, for as long as the framer is used
 
 	gathered []byte // pages side by side, to be compressed
 	block    []byte
@@ -42,6 +43,9 @@ type framer struct {
 	in, out  int
 	duration time.Duration
 }
+
+// newFramer makes a framer for who accepts that.
+func newFramer(accepts Encodings) *framer { return &framer{short: accepts&EncodeShort != 0} }
 
 // begin starts a frame at page first.
 func (f *framer) begin(first PageNum) {
@@ -70,11 +74,15 @@ func (f *framer) addDelta(name Hash, page []byte, baseName Hash, base []byte) {
 		f.add(name, page)
 		return
 	}
-	if !f.addName(name, pageDelta) {
+	kind, base := byte(pageDelta), baseName[:]
+	if f.short {
+		kind, base = pageShort, baseName[:shortBase]
+	}
+	if !f.addName(name, kind) {
 		f.patches = f.patches[:n]
 		return
 	}
-	f.bases = append(f.bases, baseName[:]...)
+	f.bases = append(f.bases, base...)
 	f.sizes = binary.BigEndian.AppendUint16(f.sizes, uint16(len(f.patches)-n))
 }
 
@@ -162,13 +170,16 @@ func (f *framer) append(b []byte, c codec) []byte {
 // fault of the peer's: a store forgets.
 var errNoBase = errors.New("base of a patch is not held")
 
-// A baseFunc copies the version of page p that has that name into buf, which
-// is PageSize bytes, and reports whether it is held.
-type baseFunc func(p PageNum, name Hash, buf []byte) bool
+// A baseFunc copies the version of page p whose name begins like that into buf,
+// which is PageSize bytes, and reports whether it is held.
+type baseFunc func(p PageNum, name, buf []byte) bool
 
 // A namedPage is where the name and the bytes of a page of a frame are, both
-// counted in pages; -1 for a page of zeroes.
+// counted in pages; -1 for a page of zeroes. The bytes of a patch whose base is
+// not held are nowhere.
 type namedPage struct{ name, at int16 }
+
+const nowhereAt = -2
 
 // name is the name of a page of the frame.
 func (fr *frame) name(p namedPage) Hash {
@@ -181,9 +192,10 @@ func (fr *frame) name(p namedPage) Hash {
 // unpack decodes a Pages frame in place: fr.data.bytes then holds all pages
 // that have a name, those of one kind side by side, and at says where. The
 // frame's lengths were checked when it was read. Contents are not checked: the
-// caller compares each page with its name. The error wraps ErrProtocol, or is
-// errNoBase.
-func (fr *frame) unpack(base baseFunc, at *[maxRun]namedPage) error {
+// caller compares each page with its name. It reports whether all bases of
+// patches were held. The error wraps ErrProtocol.
+func (fr *frame) unpack(base baseFunc, at *[maxRun]namedPage) (all bool, err error) {
+	all = true
 	d := fr.data
 	raw, packed := 0, 0
 	c := codec(pageRaw)
@@ -214,16 +226,16 @@ func (fr *frame) unpack(base baseFunc, at *[maxRun]namedPage) error {
 			last, nextRaw = nextRaw, nextRaw+1
 		case pageS2, pageZstd:
 			last, nextPacked = nextPacked, nextPacked+1
-		case pageDelta:
+		case pageDelta, pageShort:
 			last, nextDelta = nextDelta, nextDelta+1
 			p := fr.run.First + PageNum(i)
 			buf := d.bytes[last*PageSize : (last+1)*PageSize]
-			if base == nil || !base(p, Hash(fr.bases[32*deltas:]), buf) {
-				return errNoBase
-			}
 			size := int(binary.BigEndian.Uint16(fr.sizes[2*deltas:]))
-			if err := applyPatch(buf, patches[:size]); err != nil {
-				return badFrame("pages: page %d: %w", p, err)
+			each := 2 * len(fr.bases) / len(fr.sizes)
+			if base == nil || !base(p, fr.bases[each*deltas:][:each], buf) {
+				last, all = nowhereAt, false
+			} else if err := applyPatch(buf, patches[:size]); err != nil {
+				return false, badFrame("pages: page %d: %w", p, err)
 			}
 			patches = patches[size:]
 			deltas++
@@ -233,10 +245,10 @@ func (fr *frame) unpack(base baseFunc, at *[maxRun]namedPage) error {
 	}
 	if packed > 0 {
 		if err := decompress(d.bytes[raw*PageSize:(raw+packed)*PageSize], c, d.block); err != nil {
-			return badFrame("pages: %d pages from %d: %w", packed, fr.run.First, err)
+			return false, badFrame("pages: %d pages from %d: %w", packed, fr.run.First, err)
 		}
 	}
-	return nil
+	return all, nil
 }
 
 // verify checks that the pages of a frame, unpacked, have the names they came
@@ -247,7 +259,7 @@ func (fr *frame) verify(worker string, at *[maxRun]namedPage) error {
 	var got [hashBatch]Hash
 	n := 0
 	for i, k := range fr.kinds {
-		if k != pageZero && k != pageRepeat {
+		if k != pageZero && k != pageRepeat && at[i].at != nowhereAt {
 			batch[n], pages[n] = fr.data.bytes[int(at[i].at)*PageSize:int(at[i].at+1)*PageSize], i
 			n++
 		}

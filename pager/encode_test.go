@@ -183,7 +183,8 @@ func TestFramer(t *testing.T) {
 			count = 1 + r.IntN(5)
 		}
 		mem := texturedMemory(r, count, r.IntN(4), 1+r.IntN(3))
-		bases := make(map[Hash][]byte)
+		bases := make(map[string][]byte)
+		f.short = r.IntN(2) == 0
 		f.begin(first)
 		for p := range count {
 			page := mem[p*PageSize : (p+1)*PageSize]
@@ -199,8 +200,9 @@ func TestFramer(t *testing.T) {
 			case 2, 3:
 				base := bytes.Clone(page)
 				scribble(r, page, 40)
-				bases[HashPage(base)] = base
-				f.addDelta(HashPage(page), page, HashPage(base), base)
+				name := HashPage(base)
+				bases[string(name[:])], bases[string(name[:shortBase])] = base, base
+				f.addDelta(HashPage(page), page, name, base)
 				continue
 			}
 			if IsZero(page) {
@@ -238,11 +240,11 @@ func TestFramer(t *testing.T) {
 			t.Fatalf("got pages %v, want %d from %d", fr.run, count, first)
 		}
 		var at [maxRun]namedPage
-		err = fr.unpack(func(p PageNum, name Hash, buf []byte) bool {
-			return copy(buf, bases[name]) == PageSize
+		all, err := fr.unpack(func(p PageNum, name, buf []byte) bool {
+			return copy(buf, bases[string(name)]) == PageSize
 		}, &at)
-		if err != nil {
-			t.Fatal(err)
+		if err != nil || !all {
+			t.Fatal(all, err)
 		}
 		for i := range count {
 			want, got := mem[i*PageSize:(i+1)*PageSize], zeroPage[:]
@@ -254,8 +256,15 @@ func TestFramer(t *testing.T) {
 			}
 		}
 		if deltas > 0 && len(fr.bases) > 0 {
-			if err := fr.unpack(func(PageNum, Hash, []byte) bool { return false }, &at); err != errNoBase {
-				t.Errorf("without a base: %v", err)
+			// The other pages of the frame are none the worse for it.
+			all, err := fr.unpack(func(PageNum, []byte, []byte) bool { return false }, &at)
+			if all || err != nil || fr.verify("w", &at) != nil {
+				t.Errorf("without a base: %t, %v", all, err)
+			}
+			for i, k := range fr.kinds {
+				if (k == pageDelta || k == pageShort) != (at[i].at == nowhereAt) && k != pageRepeat {
+					t.Errorf("without a base: page %d, of kind %d, is at %d", i, k, at[i].at)
+				}
 			}
 		}
 		in.putBuffer(fr.data)

@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -115,15 +116,15 @@ func (s *Sink) releaseLocked(r Run) error {
 	if !s.armed {
 		return nil
 	}
-	for p := r.First; p < r.end(); p++ {
-		if s.state[p] != lazy {
-			continue
+	allLazy := block(lazy)
+	for p := r.First; ; {
+		flags := s.state[p:r.end()]
+		next := bytes.IndexByte(flags, lazy)
+		if next < 0 {
+			return nil
 		}
-		z := Run{p, 1}
-		for z.end() < r.end() && s.state[z.end()] == lazy {
-			z.Count++
-		}
-		p = z.end() - 1
+		z := Run{p + PageNum(next), uint32(span(flags[next:], allLazy))}
+		p = z.end()
 		if z.First%PageNum(s.group) != 0 {
 			skip := PageNum(s.group) - z.First%PageNum(s.group)
 			if uint32(skip) >= z.Count {
@@ -144,7 +145,6 @@ func (s *Sink) releaseLocked(r Run) error {
 			delete(s.waits, q)
 		}
 	}
-	return nil
 }
 
 // disarm ends the service of faults after all pages are in.

@@ -35,6 +35,10 @@ const (
 const (
 	headBytes = 5
 
+	// shortBase is how much of a name tells the versions of one page apart. What
+	// a patch makes is compared with all of its own name.
+	shortBase = 4
+
 	// maxRun is the most pages in one frame: 1 MiB.
 	maxRun = 256
 
@@ -230,6 +234,7 @@ const (
 	pageS2     = 3  // a name; part of the frame's block, which is S2
 	pageZstd   = 4  // a name; part of the frame's block, which is a Zstandard frame
 	pageDelta  = 5  // a name, that of another page, and the patch that makes it of that
+	pageShort  = 6  // the same with the first shortBase bytes of the other's name
 	pageSame   = 32 // only in Names: as in the base that the Hello told
 )
 
@@ -240,12 +245,12 @@ const (
 //	length  uint32
 //	first   uint32
 //	count   uint16  // 1 to 256, within the memory
-//	kinds   [count]uint8    // of 3 and 4 at most one
-//	names   [32]byte for each page of kind 1, 3, 4, 5
-//	bases   [32]byte for each page of kind 5
-//	sizes   uint16 for each page of kind 5: of its patch, at most 1024
+//	kinds   [count]uint8    // of 3 and 4 at most one, and of 5 and 6
+//	names   [32]byte for each page of kind 1, 3, 4, 5, 6
+//	bases   [32]byte for each page of kind 5, [4]byte for each of kind 6
+//	sizes   uint16 for each page of kind 5 or 6: of its patch, at most 1024
 //	bytes   [4096]byte for each page of kind 1
-//	patches for each page of kind 5; see appendPatch
+//	patches for each page of kind 5 or 6; see appendPatch
 //	block   the rest: all pages of kind 3 or 4, compressed together, shorter than they are
 //
 //	type    uint8   // 0x06
@@ -273,8 +278,8 @@ const (
 //	length  uint32  // 4
 //	count   uint32  // more than the one before
 //
-// Stale lists pages of which the version that was sent no longer counts, and
-// none will come before the freeze:
+// Stale lists pages of which the version that was sent no longer counts, but as
+// what the last one is a patch of, and none will come before the freeze:
 //
 //	type    uint8   // 0x0c
 //	length  uint32
@@ -605,7 +610,7 @@ func (f *frameReader) parseKinds(fr *frame, b []byte) (n kindCount, err error) {
 	fr.kinds = b[6 : 6+count]
 	most := byte(pageRepeat)
 	if fr.kind == framePages {
-		most = pageDelta
+		most = pageShort
 	}
 	for i, k := range fr.kinds {
 		if k == pageSame && fr.kind == frameNames {
@@ -623,7 +628,15 @@ func (f *frameReader) parseKinds(fr *frame, b []byte) (n kindCount, err error) {
 			}
 			n.codec = k
 			n.packed++
-		case pageDelta:
+		case pageDelta, pageShort:
+			base := len(Hash{})
+			if k == pageShort {
+				base = shortBase
+			}
+			if n.delta > 0 && n.base != base {
+				return n, badFrame("pages: some of kind %d and some of kind %d", pageDelta, pageShort)
+			}
+			n.base = base
 			n.delta++
 		}
 	}
@@ -635,6 +648,7 @@ func (f *frameReader) parseKinds(fr *frame, b []byte) (n kindCount, err error) {
 type kindCount struct {
 	raw, packed, delta int
 	codec              codec // of the block
+	base               int   // bytes of the name of what a patch is of
 }
 
 func (n kindCount) named() int { return n.raw + n.packed + n.delta }
@@ -662,7 +676,7 @@ func (f *frameReader) readPages(fr *frame, length int) error {
 		return err
 	}
 	names, bases := 6+count, 6+count+32*n.named()
-	sizes := bases + 32*n.delta
+	sizes := bases + n.base*n.delta
 	head := sizes + 2*n.delta
 	tail := length - head - n.raw*PageSize
 	if most := n.packed*PageSize + n.delta*maxPatch; tail < 0 || tail > most {

@@ -39,8 +39,8 @@ func encode(b []byte, fr *frame) []byte {
 }
 
 // sampleFramer has a frame of pages of all kinds, of which the first compress.
-func sampleFramer(first PageNum) *framer {
-	f := new(framer)
+func sampleFramer(first PageNum, accepts Encodings) *framer {
+	f := newFramer(accepts)
 	f.begin(first)
 	f.addZero()
 	base := bytes.Repeat([]byte("meshnode"), PageSize/8)
@@ -65,7 +65,8 @@ func sampleFrames() []byte {
 	b = appendPagesHead(b, framePages, 8, []byte{pageZero, pageRaw, pageRepeat}, name[:], PageSize)
 	b = append(b, bytes.Repeat([]byte{1}, PageSize)...)
 	for _, c := range []codec{pageRaw, pageS2, pageZstd} {
-		b = sampleFramer(8).append(b, c)
+		b = sampleFramer(8, 0).append(b, c)
+		b = sampleFramer(8, EncodeShort).append(b, c)
 	}
 	b = appendZeros(b, Run{0, fuzzPages})
 	b = appendPagesHead(b, frameNames, 8, []byte{pageRaw, pageRaw}, append(name[:], name[:]...), 0)
@@ -141,9 +142,11 @@ func TestHostileFrames(t *testing.T) {
 		"pages beyond the end": appendPagesHead(nil, framePages, fuzzPages-1, []byte{0, 0}, nil, 0),
 		"no pages":             appendPagesHead(nil, framePages, 0, nil, nil, 0),
 		"repeat of nothing":    appendPagesHead(nil, framePages, 0, []byte{pageZero, pageRepeat}, nil, 0),
-		"unknown kind":         appendPagesHead(nil, framePages, 0, []byte{6}, name, PageSize),
+		"unknown kind":         appendPagesHead(nil, framePages, 0, []byte{7}, name, PageSize),
 		"packed names":         appendPagesHead(nil, frameNames, 0, []byte{pageS2}, name, 0),
 		"two codecs":           appendPagesHead(nil, framePages, 0, []byte{pageS2, pageZstd}, append(name, name...), 100),
+		"two bases":            append(appendPagesHead(nil, framePages, 0, []byte{pageDelta, pageShort}, append(name, name...), 50), make([]byte, 50)...),
+		"short base missing":   append(appendPagesHead(nil, framePages, 0, []byte{pageShort}, name, 5), make([]byte, 5)...),
 		"no block":             appendPagesHead(nil, framePages, 0, []byte{pageS2}, name, 0),
 		"long block":           append(appendPagesHead(nil, framePages, 0, []byte{pageS2}, name, PageSize), make([]byte, PageSize)...),
 		"block unasked":        append(appendPagesHead(nil, framePages, 0, []byte{pageRaw}, name, PageSize+1), make([]byte, PageSize+1)...),
@@ -198,12 +201,19 @@ func FuzzFrames(f *testing.F) {
 				continue
 			}
 			var at [maxRun]namedPage
-			any := func(_ PageNum, _ Hash, buf []byte) bool {
+			any := func(_ PageNum, _, buf []byte) bool {
 				clear(buf)
 				return true
 			}
-			if err := fr.unpack(any, &at); err != nil && !errors.Is(err, ErrProtocol) {
-				t.Error(err)
+			even := func(p PageNum, name, buf []byte) bool { return p%2 == 0 && any(p, name, buf) }
+			for _, base := range []baseFunc{any, even} {
+				if _, err := fr.unpack(base, &at); err != nil && !errors.Is(err, ErrProtocol) {
+					t.Error(err)
+				}
+				var page *PageError
+				if err := fr.verify("w", &at); err != nil && !errors.As(err, &page) {
+					t.Error(err)
+				}
 			}
 		}
 		if !bytes.HasPrefix(b, again) {

@@ -49,11 +49,17 @@ type Intake struct {
 
 	// mu is held while pages are put in place, so that none is once Commit has
 	// decided which count.
-	mu    sync.Mutex
+	mu sync.Mutex
+	// state says of each page absent, lazy or present, as the Sink has it, which
+	// takes it over.
 	state []uint8
 	table *Table
-	over  bool // Commit or Close was called
-	ready bool // Commit was called
+	// aside are the versions of pages that are stale, for the patches that make
+	// the last ones of them. At most all that has come is there, and a page is in
+	// the worker's memory or here; what is replaced is garbage before it is free.
+	aside versions
+	over  bool  // Commit or Close was called
+	sink  *Sink // once Commit was called
 	link  *intakeLink
 	// gather shares out what the source has named, nil without Peers.
 	gather *gather
@@ -62,15 +68,16 @@ type Intake struct {
 // lookTwice makes Sink.Arm check what an Intake left, for tests.
 var lookTwice = false
 
+// asideReady is for how many pages memory is made ready before the freeze, 2 MiB:
+// what becomes stale last is kept aside while the worker stands still.
+const asideReady = 512
+
+// dropPart is how many pages are copied before they are taken out of the memory,
+// 1 MiB.
+const dropPart = 256
+
 // acksMost is how many frames one acknowledgement covers at most.
 const acksMost = 32
-
-// What the Intake knows of a page.
-const (
-	intakeNone = iota
-	intakeZero // no bytes are in place
-	intakeData
-)
 
 // NewIntake makes an Intake. It starts nothing and leaves the memory alone.
 func NewIntake(cfg IntakeConfig) (*Intake, error) {
@@ -197,7 +204,7 @@ func (t *Intake) connect(ctx context.Context, dial func(context.Context) (io.Rea
 		err = context.Cause(ctx)
 	}
 	t.mu.Lock()
-	if err == nil && t.over && !t.ready {
+	if err == nil && t.over && t.sink == nil {
 		err = errStopped
 	}
 	if err == nil {
@@ -222,6 +229,9 @@ func (t *Intake) serve(l *intakeLink) (err error) {
 	if _, err := l.Write(h.Append(nil)); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
+	t.mu.Lock()
+	t.aside.reserve(min(asideReady, t.pages), t.pages)
+	t.mu.Unlock()
 	allow := []byte{frameWelcome, framePages, frameStale, frameFrozen, frameError}
 	if h.Names {
 		allow = append(allow, frameNames)
@@ -288,13 +298,7 @@ func (t *Intake) serve(l *intakeLink) (err error) {
 func (t *Intake) gatherFor(l *intakeLink, write func([]byte) error, failed *error) (end func()) {
 	g := newGather(t.peers, t.pages, l.ReadWriteCloser, write)
 	g.mu = &t.mu // the source's next version of a page must not come between
-	g.place = func(p PageNum, name Hash, page []byte) error {
-		if !t.over {
-			t.placeLocked(p, name, page)
-			t.peers.brought.Add(1)
-		}
-		return nil
-	}
+	g.place = t.bringLocked
 	t.mu.Lock()
 	t.gather = g
 	t.mu.Unlock()
@@ -310,17 +314,21 @@ func (t *Intake) gatherFor(l *intakeLink, write func([]byte) error, failed *erro
 	}
 }
 
-// receive checks the pages of a frame and puts them in place, unless it is too
-// late for them.
+// bringLocked takes a page of a Peer.
+func (t *Intake) bringLocked(p PageNum, name Hash, page []byte) error {
+	if !t.over {
+		t.placeLocked(p, name, page)
+		t.peers.brought.Add(1)
+	}
+	return nil
+}
+
+// receive checks the pages of a frame and puts them in place. Those that come
+// after Commit are not the last of their pages, but what those are patches of.
 func (t *Intake) receive(fr *frame) error {
 	var at [maxRun]namedPage
-	if t.isOver() {
-		return nil
-	}
-	if err := fr.unpack(t.version, &at); err != nil {
-		if errors.Is(err, errNoBase) && t.isOver() {
-			return nil
-		}
+	all, err := fr.unpack(t.version, &at)
+	if err != nil {
 		return err
 	}
 	if err := fr.verify(t.cfg.Worker, &at); err != nil {
@@ -328,8 +336,14 @@ func (t *Intake) receive(fr *frame) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.over {
+	switch {
+	case t.sink != nil:
+		t.sink.putAside(fr, &at)
 		return nil
+	case t.over:
+		return nil
+	case !all:
+		return errNoBase
 	}
 	t.gather.receivedLocked(fr.run)
 	for i := range fr.kinds {
@@ -351,6 +365,7 @@ func (t *Intake) forget(stale []Run) error {
 			return nil
 		}
 		err := t.dropLocked(r)
+		t.aside.reserve(min(asideReady, t.pages), t.pages)
 		t.mu.Unlock()
 		if err != nil {
 			return err
@@ -359,9 +374,27 @@ func (t *Intake) forget(stale []Run) error {
 	return nil
 }
 
-// dropLocked makes pages ones that never came.
+// dropLocked makes pages ones that never came, and keeps aside what came. It goes
+// by parts, so that next to nothing is held twice.
 func (t *Intake) dropLocked(r Run) error {
-	if bytes.IndexByte(t.state[r.First:r.end()], intakeData) >= 0 {
+	for r.Count > 0 {
+		part := Run{r.First, min(r.Count, dropPart-uint32(r.First)%dropPart)}
+		r.First, r.Count = part.end(), r.Count-part.Count
+		if err := t.dropPartLocked(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Intake) dropPartLocked(r Run) error {
+	for p := r.First; p < r.end(); p++ {
+		t.gather.replacedLocked(p) // what a Peer brings of it is stale as well
+		if name, state := t.table.Get(p); t.state[p] == present && state == Named {
+			t.aside.put(p, name, t.cfg.Region.Data[int(p)*PageSize:][:PageSize], t.pages, t.pages)
+		}
+	}
+	if bytes.IndexByte(t.state[r.First:r.end()], present) >= 0 {
 		if err := t.cfg.Region.drop(r); err != nil {
 			return fmt.Errorf("intake: drop %d pages from page %d: %w", r.Count, r.First, err)
 		}
@@ -371,11 +404,14 @@ func (t *Intake) dropLocked(r Run) error {
 	return nil
 }
 
-// version finds what is in place of a page, for a patch.
-func (t *Intake) version(p PageNum, name Hash, buf []byte) bool {
+// version finds what is in place of a page, for a patch, or is kept aside of it.
+func (t *Intake) version(p PageNum, name, buf []byte) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if have, state := t.table.Get(p); t.over || state != Named || have != name {
+	if t.sink != nil {
+		return t.sink.version(p, name, buf)
+	}
+	if have, state := t.table.Get(p); t.over || state != Named || !bytes.HasPrefix(have[:], name) {
 		return false
 	}
 	copy(buf, t.cfg.Region.Data[int(p)*PageSize:])
@@ -384,13 +420,14 @@ func (t *Intake) version(p PageNum, name Hash, buf []byte) bool {
 
 // placeLocked puts a page in place, which may replace an earlier version.
 func (t *Intake) placeLocked(p PageNum, name Hash, page []byte) {
+	t.aside.drop(p)
 	t.table.SetName(p, name)
-	if name == ZeroHash && t.state[p] != intakeData {
-		t.state[p] = intakeZero // a hole stays one
+	if name == ZeroHash && t.state[p] != present {
+		t.state[p] = lazy // a hole stays one
 		return
 	}
 	copy(t.cfg.Region.Data[int(p)*PageSize:], page)
-	t.state[p] = intakeData
+	t.state[p] = present
 }
 
 // lacking takes names: what the store has is put in place, and bit i of lacks
@@ -450,7 +487,8 @@ func (t *Intake) local(name Hash, buf []byte) bool {
 }
 
 // Commit ends the intake: from here on nothing is put in place but by the Sink
-// that it returns. Of what came, what l says is stale is dropped. With arm the Sink is to be armed, else it fills the memory
+// that it returns. Of what came, what l says is stale is dropped, and kept aside
+// for patches of it. With arm the Sink is to be armed, else it fills the memory
 // before the worker runs. Size, Table and Have of cfg, and what the Intake was
 // made with, are not looked at.
 func (t *Intake) Commit(l Layout, arm bool, cfg SinkConfig) (*Sink, error) {
@@ -468,38 +506,30 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 	}
 	t.overLocked()
 	// The loops over all pages are short: the worker stands still.
-	for p := l.Pages; p < t.pages; p++ {
-		if t.state[p] != intakeNone {
-			return nil, badFrame("page %d came, of a memory of %d", p, l.Pages)
-		}
+	if n := span(t.state[l.Pages:], block(absent)); l.Pages+n < t.pages {
+		return nil, badFrame("page %d came, of a memory of %d", l.Pages+n, l.Pages)
 	}
 	for _, r := range l.Stale {
 		if err := t.dropLocked(r); err != nil {
 			return nil, err
 		}
 	}
+	allLazy := block(lazy)
 	for _, r := range l.Zero {
-		if bytes.IndexByte(t.state[r.First:r.end()], intakeData) >= 0 {
+		if bytes.IndexByte(t.state[r.First:r.end()], present) >= 0 {
 			return nil, badFrame("pages of %d from page %d came, and were never written", r.Count, r.First)
 		}
 		t.table.Set(r, Zero)
+		fill(t.state[r.First:r.end()], allLazy)
 	}
+	state := t.state[:l.Pages]
 	var have []Run
-	for p := 0; p < len(t.state); {
-		first := p
-		for p < len(t.state) && t.state[p] == intakeData {
-			p++
-		}
-		if p > first {
-			have = append(have, Run{PageNum(first), uint32(p - first)})
-		} else {
-			p++
-		}
-	}
 	var parts map[PageNum]*stage
 	if group := max(1, kernelPage/PageSize); arm && group > 1 {
+		have = runsOf(t.pages, func(p PageNum) bool { return t.state[p] == present })
 		var drop []Run
 		have, drop, parts = t.kernelPagesLocked(have, group)
+		state = nil // is by have
 		for _, r := range drop {
 			if err := t.cfg.Region.drop(r); err != nil {
 				return nil, fmt.Errorf("intake: drop %d pages from page %d: %w", r.Count, r.First, err)
@@ -510,7 +540,7 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 
 	cfg.Worker, cfg.Epoch, cfg.Region, cfg.Log = t.cfg.Worker, t.cfg.Epoch, t.cfg.Region, t.cfg.Log
 	cfg.Size, cfg.Table, cfg.Have, cfg.Peers = int64(l.Pages)*PageSize, t.table, have, t.cfg.Peers
-	s, err := newSink(cfg, kernelPage)
+	s, err := newSink(cfg, state, kernelPage)
 	if err != nil {
 		return nil, err
 	}
@@ -527,8 +557,11 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 		}
 	}
 	s.intake, s.peers = t, t.peers
+	if s.missing > 0 {
+		s.aside = t.aside
+	}
 	s.stats.in.Add(t.in.Load())
-	t.ready = true
+	t.sink, t.aside = s, versions{}
 	return s, nil
 }
 
@@ -575,7 +608,7 @@ func (t *Intake) kernelPagesLocked(data []Run, group int) (have, drop []Run, par
 			}
 			parts[r.First] = st
 		}
-		if slices.Contains(t.state[first:first+group], intakeData) {
+		if slices.Contains(t.state[first:first+group], present) {
 			drop = appendRun(drop, r)
 		}
 	}

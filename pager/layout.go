@@ -18,7 +18,8 @@ type Layout struct {
 	// Zero lists pages that are zero, in order and apart; others may be, too.
 	Zero []Run
 	// Stale lists pages that were sent in rounds, and of which the destination
-	// may have a version that is not the last. All others that came in rounds
+	// may have a version that is not the last: it keeps that aside, since the last
+	// may come as a patch of it. All others that came in rounds
 	// are as they should be; those that did not are still to come.
 	Stale []Run
 }

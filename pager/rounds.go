@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -25,7 +26,8 @@ const (
 	roundWrite = 8 << 10
 	// roundPause is the time between two looks at what was written.
 	roundPause = 20 * time.Millisecond
-	// roundFew is how many pages, 128 KiB, are too few for another round.
+	// roundFew is how many pages, or bytes for as many, 128 KiB, are too few for
+	// another round.
 	roundFew = 32
 	// roundShrink is by how much less a round must leave than the one before.
 	roundShrink = 2
@@ -35,9 +37,15 @@ const (
 	// more than they bring.
 	judgeFrom  = 1024
 	judgeShare = 2
-	// rateFrom is how many bytes a round must have to say what the link carries,
-	// if that is known already.
-	rateFrom = 1 << 20
+	// roundsSlow is how many rounds in a row may bring little where what is left
+	// goes as patches: such rounds cost next to nothing, and what a busy machine
+	// keeps from one of them another brings.
+	roundsSlow = 3
+	// patchGood is what a page that is sent again takes at most, in bytes, where
+	// patches are said to do.
+	patchGood = PageSize / 4
+	// rateMemory is of how many bytes sent last the rate is an average.
+	rateMemory = 16 << 20
 	// roundsMost bounds the rounds of a worker whose writes neither converge
 	// nor stall.
 	roundsMost = 30
@@ -66,6 +74,10 @@ type RoundsConfig struct {
 	// which they should follow after the freeze. It counts until Sample is
 	// called.
 	WorkingSet []PageNum
+	// Pause is how long the worker may stand still for what the rounds have left,
+	// where all of its memory has to be there before it resumes: once that much
+	// can be sent they settle. 0 if it resumes before, or nobody has said.
+	Pause time.Duration
 	// Versions is how many bytes the Rounds may take to remember pages as they
 	// were sent, so that the next version can be sent as a patch: 16 MiB if 0.
 	Versions int64
@@ -95,9 +107,11 @@ type Rounds struct {
 
 	scanning sync.Mutex // held around Tracker
 	runs     []Run
-	broken   bool  // a scan has failed
-	held     bool  // Hold was called
-	tracked  int64 // bytes that Tracker covers
+	broken   bool   // a scan has failed
+	held     bool   // Hold was called
+	current  bool   // Hold's last scan has found what was written before it
+	ready    *Ahead // by Prepare; nil if there is none since Hold
+	tracked  int64  // bytes that Tracker covers
 
 	settled chan struct{} // closed when another round would bring little
 	frozen  chan struct{} // closed by Freeze
@@ -112,20 +126,23 @@ type Rounds struct {
 	sampled []bool    // touched as a set; nil before Sample
 	state   []uint8
 	sentAt  []uint32        // the frame that carried the page's last version; 0 for none
+	newest  []uint32        // the last frame that carried some of a block of pages
 	there   []bool          // the far side may have a version of the page
 	names   []Hash          // of the pages as they were last sent
 	known   []atomic.Uint32 // which of those still hold: nameUnset, nameSet or nameZero
 	passed  []uint8         // for the Source: how a page was passed on
+	missing []bool          // for the Source: pages that the far side lacks
 	todo    int
 	seq     uint32 // of the last frame sent, over all streams
 	acked   uint32 // frames up to this one were acknowledged
 	round   int
-	left    int  // pages to be sent at the end of the last round
-	closing bool // no more pages are sent, only what has become stale
-	picked  int  // pages taken to be sent since judged was todo
-	firsts  int  // of those, for the first time
+	left    float64 // bytes to be sent at the end of the last round
+	slow    int     // rounds in a row that have brought little
+	closing bool    // no more pages are sent, only what has become stale
+	picked  int     // pages taken to be sent since judged was todo
 	judged  int
 	rate    float64
+	rateOf  float64 // bytes that tell the rate
 	dirty   float64 // bytes a second
 	noted   time.Time
 	stream  *serving
@@ -192,8 +209,8 @@ func NewRounds(cfg RoundsConfig) (*Rounds, error) {
 		settled: make(chan struct{}), frozen: make(chan struct{}), next: make(chan *Source, 1), wake: make(chan struct{}, 1),
 		tracked: int64(pages) * PageSize, pages: pages, recency: NewRecency(pages),
 		state: make([]uint8, limit), sentAt: make([]uint32, limit), there: make([]bool, limit), names: make([]Hash, limit), known: make([]atomic.Uint32, limit),
-		passed: make([]uint8, limit),
-		todo:   pages - CountPages(cfg.Zero),
+		newest: make([]uint32, (limit+flagBlock-1)/flagBlock), passed: make([]uint8, limit), missing: make([]bool, limit),
+		todo: pages - CountPages(cfg.Zero),
 	}
 	for p := range pages {
 		r.state[p] = roundTodo
@@ -227,19 +244,37 @@ func (r *Rounds) Scan() error {
 
 var errFrozen = errors.New("rounds: the memory is frozen")
 
-// Hold scans once more, and makes every other Scan an error up to Freeze, which
-// is about to follow: the worker does not wait there for a scan under way, and
-// little is left for the last one to find.
+// Hold looks once more what was written, and makes every Scan an error up to
+// Freeze, which is about to follow: the worker does not wait there for a scan
+// under way, and little is left for the last one to find. It may be called again.
 func (r *Rounds) Hold() {
-	if !r.cfg.Tracker.dear() {
-		if err := r.Scan(); err != nil && !errors.Is(err, errFrozen) {
-			r.log.Debug("scan before the freeze", "error", err)
-		}
-	}
 	r.scanning.Lock()
-	r.held = true
-	r.scanning.Unlock()
-	r.notify()
+	defer r.scanning.Unlock()
+	r.held, r.current, r.ready = true, false, nil
+	defer r.notify()
+	if r.cfg.Tracker.dear() || isClosed(r.frozen) {
+		return
+	}
+	if err := r.scan(); err != nil {
+		r.log.Debug("scan before the freeze", "error", err)
+		return
+	}
+	r.current = true
+}
+
+// Prepare is called after Hold, with the pages that are zero since they were
+// never written. It gets ready what Freeze will return if nothing is written up
+// to then.
+func (r *Rounds) Prepare(zero []Run) {
+	r.scanning.Lock()
+	defer r.scanning.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// It may have grown since.
+	within := len(zero) == 0 || int(zero[len(zero)-1].end()) <= r.pages
+	if r.current && !r.broken && within && !isClosed(r.frozen) {
+		r.ready = r.aheadLocked(r.pages, zero)
+	}
 }
 
 // scan is called with scanning held.
@@ -365,46 +400,77 @@ type Ahead struct {
 	passed []uint8
 	unsent int
 	recent func() []Run
+	first  func() []Run       // as recent, without what is held
+	sure   func(PageNum) bool // what was sent of the page has been acknowledged
 }
 
 // Freeze is called once, when the worker stands still with a memory of pages,
-// of which those of zero were never written. Another call of Scan is an error
+// of which those of zero were never written. With still it has stood still since
+// before Hold was last called: then what Prepare has got ready is returned, and
+// how large the memory is makes no difference. Another call of Scan is an error
 // from then on. What the stream carries after it is of the frozen memory, as
 // soon as Continue was called.
-func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
+func (r *Rounds) Freeze(pages int, zero []Run, still bool) (*Ahead, error) {
 	r.scanning.Lock()
 	defer r.scanning.Unlock()
 	if isClosed(r.frozen) {
 		return nil, errFrozen
 	}
-	if err := r.scan(); err != nil {
-		r.log.Warn("writes not found: what was sent ahead does not count", "error", err)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.distrustLocked()
-	if pages > r.limit() || pages < r.pages {
-		return nil, fmt.Errorf("rounds: frozen with %d pages of %d, had %d", pages, r.limit(), r.pages)
+	a := r.ready
+	if still && a != nil && a.Layout.Pages == pages && slices.Equal(a.Layout.Zero, zero) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+	} else {
+		if err := r.scan(); err != nil {
+			r.log.Warn("writes not found: what was sent ahead does not count", "error", err)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.distrustLocked()
+		if pages > r.limit() || pages < r.pages {
+			return nil, fmt.Errorf("rounds: frozen with %d pages of %d, had %d", pages, r.limit(), r.pages)
+		}
+		a = r.aheadLocked(pages, zero)
 	}
 	close(r.frozen)
+	r.log.Debug("rounds ended", "rounds", r.round, "pages", pages, "unsent", a.unsent)
+	return a, nil
+}
+
+// aheadLocked is what the rounds have brought if the worker stands still now
+// with a memory of pages, of which those of zero were never written. What is
+// sent or acknowledged afterwards counts as not sent. It may be called again.
+func (r *Rounds) aheadLocked(pages int, zero []Run) *Ahead {
 	a := &Ahead{
 		Layout: Layout{Pages: pages, Zero: zero},
 		names:  r.names[:pages], known: r.known[:pages], passed: r.passed[:pages], unsent: pages,
 	}
-	// This is a loop over all pages while the worker stands still.
-	state, sentAt := r.state[:r.pages], r.sentAt[:r.pages]
-	for p := range state {
-		switch {
-		case !r.there[p]:
-		case state[p] == roundSent && sentAt[p] <= r.acked:
-			a.passed[p] = held
-			a.unsent--
-		case state[p] == roundGone && sentAt[p] <= r.acked:
-		default:
-			a.Layout.Stale = appendRun(a.Layout.Stale, Run{PageNum(p), 1})
+	// The worker may stand still: what is held is passed over by blocks.
+	state, acked, missing := r.state[:r.pages], r.acked, r.missing
+	clear(missing)
+	allSent, allHeld := block(roundSent), block(held)
+	for first := 0; first < len(state); first += flagBlock {
+		part := state[first:min(first+flagBlock, len(state))]
+		if r.newest[first/flagBlock] <= acked && span(part, allSent) == len(part) {
+			a.unsent -= copy(a.passed[first:], allHeld[:len(part)])
+			continue
+		}
+		for i, s := range part {
+			p := first + i
+			known := r.there[p] && r.sentAt[p] <= acked
+			if known && s == roundSent {
+				a.passed[p] = held
+				a.unsent--
+				continue
+			}
+			a.passed[p] = unsent
+			missing[p] = true
+			if r.there[p] && !(known && s == roundGone) {
+				a.Layout.Stale = appendRun(a.Layout.Stale, Run{PageNum(p), 1})
+			}
 		}
 	}
-	for _, z := range a.Layout.Zero {
+	for _, z := range zero {
 		for p := z.First; p < z.end(); p++ {
 			a.known[p].Store(nameZero)
 			a.passed[p] = held
@@ -413,15 +479,23 @@ func (r *Rounds) Freeze(pages int, zero []Run) (*Ahead, error) {
 	}
 	// Sorting takes time that the worker does not have now.
 	touched := r.touched
-	a.recent = sync.OnceValue(func() []Run {
-		var runs []Run
-		for _, p := range touched {
-			runs = appendRun(runs, Run{p, 1})
-		}
-		return append(runs, r.recency.Order()...)
-	})
-	r.log.Debug("rounds ended", "rounds", r.round, "pages", pages, "unsent", a.unsent)
-	return a, nil
+	order := func(of func(PageNum) bool) func() []Run {
+		return sync.OnceValue(func() []Run {
+			var runs []Run
+			for _, p := range touched {
+				if of(p) {
+					runs = appendRun(runs, Run{p, 1})
+				}
+			}
+			return append(runs, r.recency.order(of)...)
+		})
+	}
+	a.recent = order(func(PageNum) bool { return true })
+	a.first = order(func(p PageNum) bool { return missing[p] })
+	// After the freeze no frame is numbered any more.
+	sentAt := r.sentAt[:r.pages]
+	a.sure = func(p PageNum) bool { return int(p) < len(sentAt) && sentAt[p] <= acked }
+	return a
 }
 
 // distrustLocked takes back what the scans cannot vouch for. Where one has
@@ -501,7 +575,7 @@ func (r *Rounds) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	st := &roundStream{
 		Rounds: r, rw: rw, buf: make([]byte, maxRun*PageSize), ahead: hello.Names,
 		accepts: hello.Accepts, choose: newChooser(hello.Accepts, r.cfg.Share.most()),
-		versions: make(versions), most: int(cmp.Or(r.cfg.Versions, versionsMost) / PageSize),
+		framer: newFramer(hello.Accepts), resend: PageSize, most: int(cmp.Or(r.cfg.Versions, versionsMost) / PageSize),
 	}
 	if base := r.cfg.Base; hello.Names && base != nil && hello.Base == base.Digest() {
 		st.base = base
@@ -510,7 +584,7 @@ func (r *Rounds) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	r.log.Debug("rounds begin", "names", st.ahead, "base", st.base != nil)
 	err = st.serve(ctx, func(src *Source, ended <-chan error) error {
 		leave.Do(r.active.Done) // from here on it is the Source that reads the memory
-		return src.takeOver(ctx, rw, me, hello.Accepts, ended)
+		return src.takeOver(ctx, rw, me, hello.Accepts, &st.versions, ended)
 	})
 	if ctx.Err() != nil && err != nil {
 		return context.Cause(ctx)
@@ -552,8 +626,8 @@ type roundStream struct {
 	versions versions // what it holds of pages that may be written again
 	most     int      // of them
 	patches  int      // sent
-	patching bool     // most of what is written again can go as patches
-	framer   framer
+	resend   float64  // bytes that a page sent again takes, PageSize if not known
+	framer   *framer
 	buf      []byte // pages, copied
 	hashes   [maxRun]Hash
 	frame    []byte
@@ -562,16 +636,14 @@ type roundStream struct {
 	said     []byte // names in the frame
 
 	// Guarded by Rounds.mu:
-	first                    uint32 // frames of this stream are numbered from first+1
-	list                     []Run  // what is left of this round
-	roundPicked, roundFirsts int    // as picked and firsts, of this round
-	since                    uint32 // the scan that the list is from
-	offered                  []bool // pages whose names were sent ahead
-	offers                   []roundOffer
-	asked                    int   // names answered
-	hits                     int   // and had
-	inFlight                 int   // bytes not acknowledged
-	sizes                    []int // of the frames not acknowledged
+	first    uint32 // frames of this stream are numbered from first+1
+	list     []Run  // what is left of this round
+	since    uint32 // the scan that the list is from
+	offered  []bool // pages whose names were sent ahead
+	offers   []roundOffer
+	tally    namesTally
+	inFlight int   // bytes not acknowledged
+	sizes    []int // of the frames not acknowledged
 }
 
 // A roundOffer is a frame of names, of which left pages have no answer.
@@ -579,6 +651,7 @@ type roundOffer struct {
 	run  Run
 	seq  uint32
 	left int
+	was  []bool // there, before: so it is again of what the far side lacks
 }
 
 // errDone means that the far side wants nothing more.
@@ -597,7 +670,7 @@ func (st *roundStream) serve(ctx context.Context, takeOver func(*Source, <-chan 
 		}
 	}
 	st.first, st.acked = st.seq, st.seq
-	st.picked, st.firsts, st.judged = 0, 0, st.todo
+	st.picked, st.judged = 0, st.todo
 	if st.ahead {
 		st.offered = make([]bool, st.limit())
 	}
@@ -707,26 +780,30 @@ func isClosed(c <-chan struct{}) bool {
 func (st *roundStream) answered(run Run, lacks []byte) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	if isClosed(st.frozen) {
+		return nil // too late: Freeze has counted
+	}
 	o := slices.IndexFunc(st.offers, func(o roundOffer) bool {
 		return o.run.First <= run.First && run.end() <= o.run.end() && int(run.Count) <= o.left
 	})
 	if o < 0 {
 		return badFrame("lacks for pages %d+%d that were not offered", run.First, run.Count)
 	}
-	seq := st.offers[o].seq
+	offer := st.offers[o]
 	if st.offers[o].left -= int(run.Count); st.offers[o].left == 0 {
 		st.offers = slices.Delete(st.offers, o, o+1)
 	}
 	for i := range PageNum(run.Count) {
 		p := run.First + i
 		has := lacks[i/8]>>(i%8)&1 == 0
-		st.asked++
+		st.tally.add(has)
 		if has {
-			st.hits++
 			st.stats.held.Add(1)
+		} else if st.sentAt[p] == offer.seq {
+			st.there[p] = offer.was[p-offer.run.First]
 		}
 		switch {
-		case st.state[p] != roundNamed || st.sentAt[p] != seq: // written since
+		case st.state[p] != roundNamed || st.sentAt[p] != offer.seq: // written since
 		case has:
 			st.state[p], st.sentAt[p] = roundSent, 0 // no frame brings it
 		default:
@@ -818,7 +895,13 @@ func (st *roundStream) tellStale() error {
 		var runs []Run
 		p := from
 		for ; int(p) < st.pages && len(runs) < maxStaleRuns; p++ {
-			if st.state[p] != roundTodo || !st.there[p] {
+			// Freeze may wait for the lock.
+			next := bytes.IndexByte(st.state[p:st.pages], roundTodo)
+			if next < 0 {
+				p = PageNum(st.pages)
+				break
+			}
+			if p += PageNum(next); !st.there[p] {
 				continue
 			}
 			if len(runs) == 0 {
@@ -858,37 +941,59 @@ func (st *roundStream) judge() {
 	if st.picked < judgeFrom {
 		return
 	}
-	st.patching = st.patchableLocked()
-	if (st.judged-st.todo)*judgeShare < st.picked && !st.gainsLocked(st.picked, st.firsts) {
+	st.resend = st.resendLocked()
+	// Where patches will do, a page is worth sending however soon it is written
+	// again.
+	if (st.judged-st.todo)*judgeShare < st.picked && !st.patching() {
 		st.settleLocked("writes keep up with the link")
 	}
-	st.picked, st.firsts, st.judged = 0, 0, st.todo
+	st.picked, st.judged = 0, st.todo
 }
 
-// gainsLocked reports whether pages picked were worth it however soon they are
-// written again: most of them went for the first time, and a patch will do then.
-func (st *roundStream) gainsLocked(picked, firsts int) bool {
-	return st.patching && firsts*2 >= picked
-}
+// patching reports whether most of what is written again can go as patches.
+func (st *roundStream) patching() bool { return st.resend <= patchGood }
 
-// patchableLocked looks at some pages that were written since they were sent, and
-// reports whether most of them could go as patches now.
-func (st *roundStream) patchableLocked() bool {
+// resendLocked looks at some pages that were written since they were sent, and
+// returns how many bytes one of them would take now.
+func (st *roundStream) resendLocked() float64 {
 	const most = 64
-	looked, small := 0, 0
+	looked, bytes := 0, 0
 	for i, at := 0, rand.IntN(st.pages); i < st.pages && looked < most; i++ {
 		p := PageNum((at + i) % st.pages)
 		if st.state[p] != roundTodo || !st.there[p] {
 			continue
 		}
 		looked++
-		if was := st.versions[p]; was != nil {
-			if _, ok := appendPatch(st.said[:0], was.bytes[:], st.cfg.Memory[int(p)*PageSize:][:PageSize]); ok {
-				small++
+		bytes += PageSize
+		if _, was := st.versions.get(p); was != nil {
+			if patch, ok := appendPatch(st.said[:0], was[:], st.cfg.Memory[int(p)*PageSize:][:PageSize]); ok {
+				bytes += patchAround + len(patch) - PageSize
 			}
 		}
 	}
-	return small*4 > looked*3
+	if looked == 0 {
+		return st.resend
+	}
+	return float64(bytes) / float64(looked)
+}
+
+// patchAround is what a patch takes besides itself, in bytes: its page's kind and
+// name, that of its base, its size, and its share of a frame, which may have few others.
+const patchAround = 1 + 32 + shortBase + 2 + headBytes + 6
+
+// costLocked is how many bytes it takes to send what is left.
+func (st *roundStream) costLocked() float64 {
+	first, again := 0, 0
+	for p := range st.pages {
+		switch {
+		case st.state[p] != roundTodo:
+		case st.there[p]:
+			again++
+		default:
+			first++
+		}
+	}
+	return float64(first)*PageSize + float64(again)*st.resend
 }
 
 // settleLocked ends the rounds. Settled follows when the far side has dropped
@@ -945,8 +1050,7 @@ func (st *roundStream) begin() {
 	defer st.mu.Unlock()
 	st.since = st.recency.scan
 	st.list = st.list[:0]
-	st.roundPicked, st.roundFirsts = 0, 0
-	st.picked, st.firsts, st.judged = 0, 0, st.todo
+	st.picked, st.judged = 0, st.todo
 	if st.todo == 0 {
 		return
 	}
@@ -959,7 +1063,7 @@ func (st *roundStream) begin() {
 	// Where patches will do, those go first that have to be sent whole. Stable,
 	// so that pages of one age stay in order and make runs.
 	slices.SortStableFunc(pages, func(a, b PageNum) int {
-		if st.patching && st.there[a] != st.there[b] {
+		if st.patching() && st.there[a] != st.there[b] {
 			if st.there[b] {
 				return -1
 			}
@@ -976,13 +1080,16 @@ func (st *roundStream) begin() {
 func (st *roundStream) pick() (r Run, seq uint32, what int) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if st.inFlight >= roundWindow {
+	switch {
+	case isClosed(st.frozen):
+		return r, 0, planDone // Freeze has counted
+	case st.inFlight >= roundWindow:
 		return r, 0, planWait
 	}
-	naming := st.ahead && (st.asked < namesTrial || st.hits*64 >= st.asked)
+	naming := st.ahead && st.tally.pays()
 	// What was sent since it was listed, or written again, is for later.
 	due := func(p PageNum) bool {
-		return st.state[p] == roundTodo && (st.recency.when(p) <= st.since || st.patching && !st.there[p])
+		return st.state[p] == roundTodo && (st.recency.when(p) <= st.since || st.patching() && !st.there[p])
 	}
 	name := func(p PageNum) bool { return naming && !st.offered[p] }
 	for len(st.list) > 0 && !due(st.list[0].First) {
@@ -1005,12 +1112,12 @@ func (st *roundStream) pick() (r Run, seq uint32, what int) {
 	}
 	st.drop(r.Count)
 	st.seq++
+	if what == planNames {
+		st.offers = append(st.offers, roundOffer{r, st.seq, int(r.Count), slices.Clone(st.there[r.First:r.end()])})
+	}
 	for q := r.First; q < r.end(); q++ {
-		if !st.there[q] && what == planPages {
-			st.firsts++
-			st.roundFirsts++
-		}
 		st.state[q], st.sentAt[q], st.there[q] = roundSent, st.seq, true
+		st.newest[q/flagBlock] = st.seq
 		if what == planNames {
 			st.state[q], st.offered[q] = roundNamed, true
 		}
@@ -1018,10 +1125,6 @@ func (st *roundStream) pick() (r Run, seq uint32, what int) {
 	st.todo -= int(r.Count)
 	if what == planPages {
 		st.picked += int(r.Count)
-		st.roundPicked += int(r.Count)
-	}
-	if what == planNames {
-		st.offers = append(st.offers, roundOffer{r, st.seq, int(r.Count)})
 	}
 	return r, st.seq, what
 }
@@ -1124,7 +1227,7 @@ func (st *roundStream) frameNames(first PageNum, hashes []Hash) {
 	st.kinds, st.said = st.kinds[:0], st.said[:0]
 	var last Hash
 	for i, h := range hashes {
-		st.versions.take(first + PageNum(i)) // the far side will hold what is named
+		st.versions.drop(first + PageNum(i)) // the far side will hold what is named
 		switch {
 		case h == ZeroHash:
 			st.kinds = append(st.kinds, pageZero)
@@ -1144,15 +1247,17 @@ func (st *roundStream) frameNames(first PageNum, hashes []Hash) {
 // framePages makes a frame of pages: compressed where that saves time, and
 // those that were sent before as what has changed.
 func (st *roundStream) framePages(first PageNum, hashes []Hash, buf []byte) {
-	f := &st.framer
+	f := st.framer
 	f.begin(first)
 	for i, h := range hashes {
-		page := buf[i*PageSize:][:PageSize]
-		switch was := st.versions.take(first + PageNum(i)); {
+		p, page := first+PageNum(i), buf[i*PageSize:][:PageSize]
+		base, was := st.versions.get(p)
+		switch {
 		case h == ZeroHash:
 			f.addZero()
-		case was != nil && st.accepts&EncodeDelta != 0:
-			f.addDelta(h, page, was.name, was.bytes[:])
+			st.versions.drop(p)
+		case was != nil:
+			f.addDelta(h, page, base, was[:])
 		default:
 			f.add(h, page)
 		}
@@ -1163,12 +1268,14 @@ func (st *roundStream) framePages(first PageNum, hashes []Hash, buf []byte) {
 	}
 	st.stats.pages.Add(uint64(f.named()))
 	st.patches += len(f.sizes) / 2
-	if st.accepts&EncodeDelta == 0 || !st.again && !st.busy() {
-		return
-	}
+	keep := st.accepts&EncodeDelta != 0 && (st.again || st.busy())
 	for i, h := range hashes {
-		if h != ZeroHash {
-			st.versions.put(first+PageNum(i), h, buf[i*PageSize:][:PageSize], st.most)
+		switch p := first + PageNum(i); {
+		case h == ZeroHash:
+		case keep:
+			st.versions.put(p, h, buf[i*PageSize:][:PageSize], st.limit(), st.most)
+		default:
+			st.versions.drop(p)
 		}
 	}
 }
@@ -1192,39 +1299,6 @@ func (r *Rounds) busy() bool {
 	return r.dirty >= busyFrom || r.recency.scan < busyScans
 }
 
-// A version is a page as it was last sent.
-type version struct {
-	name  Hash
-	bytes [PageSize]byte
-}
-
-// versions are pages that may be written again. Which go when there are too many
-// is left to chance.
-type versions map[PageNum]*version
-
-func (v versions) take(p PageNum) *version {
-	was := v[p]
-	delete(v, p)
-	return was
-}
-
-func (v versions) put(p PageNum, name Hash, page []byte, most int) {
-	var in *version
-	if len(v) >= most {
-		for q, old := range v {
-			in = old
-			delete(v, q)
-			break
-		}
-	}
-	if in == nil {
-		in = new(version)
-	}
-	in.name = name
-	copy(in.bytes[:], page)
-	v[p] = in
-}
-
 func (st *roundStream) asBase(p PageNum, h Hash) bool {
 	if st.base == nil || int(p) >= st.base.Len() {
 		return false
@@ -1238,27 +1312,36 @@ func (st *roundStream) measure(took time.Duration, bytes uint64) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.round++
-	st.log.Debug("round sent", "round", st.round, "bytes", bytes, "took", took, "patches", st.patches, "todo", st.todo, "dirty", st.dirty)
-	if bytes < rateFrom && st.rate > 0 {
-		return // too little to tell
-	}
+	st.log.Debug("round sent", "round", st.round, "bytes", bytes, "took", took, "patches", st.patches, "todo", st.todo, "dirty", st.dirty, "resend", st.resend)
+	// By bytes: a few KiB, of which most of the time is the way, say little of
+	// what the link carries, be they the first or the last.
 	rate := float64(bytes) / max(took, time.Millisecond).Seconds()
-	if st.rate > 0 {
-		rate = (st.rate + rate) / 2
-	}
-	st.rate = rate
+	st.rateOf = min(st.rateOf+float64(bytes), rateMemory)
+	st.rate += (rate - st.rate) * min(float64(bytes)/max(st.rateOf, 1), 1)
 }
 
 // end looks, after a scan, whether another round is worth it.
 func (st *roundStream) end() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	stalled := st.round > 1 && st.todo*roundShrink >= st.left && !st.gainsLocked(st.roundPicked, st.roundFirsts)
-	st.left = st.todo
+	st.resend = st.resendLocked()
+	left := st.costLocked()
+	if st.round > 1 && left*roundShrink >= st.left {
+		st.slow++
+	} else {
+		st.slow = 0
+	}
+	st.left = left
+	patience := 1
+	if st.patching() {
+		patience = roundsSlow
+	}
 	switch {
-	case st.todo <= roundFew:
+	case st.todo <= roundFew, left <= roundFew*PageSize:
 		st.settleLocked("little is left")
-	case stalled:
+	case left+float64(st.inFlight) <= st.rate*st.cfg.Pause.Seconds():
+		st.settleLocked("what is left takes no longer than the worker may stand still")
+	case st.slow >= patience:
 		st.settleLocked("rounds bring little")
 	case st.round >= roundsMost:
 		st.settleLocked("enough rounds")

@@ -25,8 +25,9 @@ type roundsTest struct {
 	intake   *Intake
 	wrap     func(net.Conn) io.ReadWriteCloser
 	ran      chan error
-	share    *Share // of what the rounds may push
-	peers    []Peer // of the intake
+	share    *Share    // of what the rounds may push
+	peers    []Peer    // of the intake
+	late     []PageNum // are written when the freeze has been prepared
 }
 
 func startRounds(t testing.TB, r *rand.Rand, pages, zero int, base *Table, store *Store, known *Table) *roundsTest {
@@ -116,7 +117,12 @@ func (rt *roundsTest) dial(context.Context) (io.ReadWriteCloser, error) {
 func (rt *roundsTest) finish(kernelPage int) (*Source, *Sink) {
 	t := rt.t
 	t.Helper()
-	ahead, err := rt.rounds.Freeze(rt.pages, rt.holes())
+	rt.rounds.Hold()
+	rt.rounds.Prepare(rt.holes())
+	if rt.late != nil {
+		rt.from.do(childRequest{Op: "write", Pages: rt.late, Value: 99})
+	}
+	ahead, err := rt.rounds.Freeze(rt.pages, rt.holes(), rt.late == nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,9 +161,9 @@ func (rt *roundsTest) finish(kernelPage int) (*Source, *Sink) {
 func TestRounds(t *testing.T) {
 	for _, tc := range []struct {
 		zero, kernelPage int
-		breaks           bool
-	}{{3, 4096, false}, {0, 4096, true}, {5, 16384, false}, {2, 65536, true}} {
-		t.Run(fmt.Sprintf("zero=%d/kernel=%d/breaks=%t", tc.zero, tc.kernelPage, tc.breaks), func(t *testing.T) {
+		breaks, late     bool
+	}{{3, 4096, false, false}, {0, 4096, true, true}, {5, 16384, false, true}, {2, 65536, true, false}, {3, 4096, false, true}} {
+		t.Run(fmt.Sprintf("zero=%d/kernel=%d/breaks=%t/late=%t", tc.zero, tc.kernelPage, tc.breaks, tc.late), func(t *testing.T) {
 			const pages = 4096
 			r := testRand(t)
 			rt := &roundsTest{t: t, pages: pages, from: startArmable(t, pages), to: startArmable(t, pages), ran: make(chan error, 1)}
@@ -176,6 +182,9 @@ func TestRounds(t *testing.T) {
 					some = append(some, PageNum(r.IntN(pages/(1+i%4))))
 				}
 				rt.from.do(childRequest{Op: "write", Pages: some, Value: byte(i)})
+			}
+			for tc.late && len(rt.late) < 40 {
+				rt.late = append(rt.late, PageNum(r.IntN(pages)))
 			}
 			src, sink := rt.finish(max(tc.kernelPage, unix.Getpagesize()))
 			t.Logf("%+v\n%+v\n%+v", rt.rounds.Stats(), src.Stats(), sink.Stats())
@@ -301,9 +310,14 @@ func TestRoundsBase(t *testing.T) {
 // still, by the size of the memory: all of it is held, and some of it was
 // written again.
 func BenchmarkCommit(b *testing.B) {
-	for _, mib := range []int{16, 512} {
-		b.Run(fmt.Sprintf("mem=%dMiB", mib), func(b *testing.B) {
-			pages := mib << 8
+	lookTwice = false // as it is outside tests
+	defer func() { lookTwice = true }()
+	for _, c := range []struct {
+		mib   int
+		still bool
+	}{{16, true}, {512, true}, {16, false}, {512, false}} {
+		b.Run(fmt.Sprintf("mem=%dMiB/still=%v", c.mib, c.still), func(b *testing.B) {
+			pages := c.mib << 8
 			var freeze, source, commit, arm time.Duration
 			for range b.N {
 				rt := &roundsTest{t: b, pages: pages, from: startArmable(b, pages), to: startArmable(b, pages), ran: make(chan error, 1)}
@@ -316,12 +330,16 @@ func BenchmarkCommit(b *testing.B) {
 					some = append(some, PageNum(p))
 				}
 				rt.from.do(childRequest{Op: "write", Pages: some, Value: 77})
+				if c.still {
+					rt.rounds.Hold()
+					rt.rounds.Prepare(nil)
+				}
 				at := time.Now()
 				lap := func(d *time.Duration) {
 					*d += time.Since(at)
 					at = time.Now()
 				}
-				ahead, err := rt.rounds.Freeze(pages, nil)
+				ahead, err := rt.rounds.Freeze(pages, nil, c.still)
 				if err != nil {
 					b.Fatal(err)
 				}

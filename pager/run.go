@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -77,6 +78,32 @@ func runsOf(pages int, in func(PageNum) bool) []Run {
 		}
 	}
 	return runs
+}
+
+// Flags of pages, a byte each, are looked at and set by blocks: with hundreds of
+// thousands of pages that takes microseconds, one by one most of a millisecond.
+const flagBlock = 64
+
+// block returns a block of flags of one value.
+func block(flag uint8) []uint8 { return bytes.Repeat([]uint8{flag}, flagBlock) }
+
+// span is how many flags at the beginning are like those of a block.
+func span(flags, block []uint8) int {
+	n := 0
+	for len(flags)-n >= len(block) && bytes.Equal(flags[n:n+len(block)], block) {
+		n += len(block)
+	}
+	for n < len(flags) && flags[n] == block[0] {
+		n++
+	}
+	return n
+}
+
+// fill makes all flags like those of a block.
+func fill(flags, block []uint8) {
+	for len(flags) > 0 {
+		flags = flags[copy(flags, block):]
+	}
 }
 
 // A set of pages is written as its runs, in order and apart:

@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"bytes"
 	"slices"
 	"testing"
 )
@@ -40,5 +41,27 @@ func TestRuns(t *testing.T) {
 	}
 	if n := len(appendRuns(nil, every)); n > maxRunsBytes(MaxPages) {
 		t.Errorf("every second page takes %d bytes, at most %d", n, maxRunsBytes(MaxPages))
+	}
+}
+
+// Blocks find the same spans that a look at each flag would, whatever their
+// length and wherever they begin.
+func TestFlagBlocks(t *testing.T) {
+	const one, other = 3, 4
+	ones := block(one)
+	for _, n := range []int{0, 1, flagBlock - 1, flagBlock, flagBlock + 1, 3 * flagBlock, 3*flagBlock + 5} {
+		for _, behind := range []int{0, 1, flagBlock} {
+			flags := make([]uint8, n+behind)
+			fill(flags[:n], ones)
+			for i := n; i < len(flags); i++ {
+				flags[i] = other
+			}
+			if got := span(flags, ones); got != n {
+				t.Errorf("a span of %d with %d others behind it is taken for %d", n, behind, got)
+			}
+			if got := len(flags) - bytes.Count(flags, []byte{one}); got != behind {
+				t.Errorf("%d of %d flags were not set, want %d", got, len(flags), behind)
+			}
+		}
 	}
 }

@@ -18,6 +18,7 @@ type stream struct {
 	ctx     context.Context
 	rw      io.ReadWriter
 	accepts Encodings
+	patch   patchScope
 
 	framer *framer // of the frame being sent
 	buf    []byte
@@ -27,6 +28,7 @@ type stream struct {
 	// Of a bulk stream.
 	choose *chooser
 	ahead  *ahead
+	out    []byte // small frames not yet written
 }
 
 func (st *stream) write(b []byte) error {
@@ -93,7 +95,7 @@ func (st *stream) answer(r Run, again bool) error {
 	}
 	f := st.framer
 	for _, run := range st.runs {
-		st.describe(f, run)
+		st.describe(f, run, st.patch)
 		st.stats.zeroPages.Add(uint64(f.count() - f.named()))
 		if f.named() == 0 {
 			if err := st.write(appendZeros(st.buf[:0], run)); err != nil {
@@ -115,13 +117,32 @@ func (st *stream) answer(r Run, again bool) error {
 
 // count counts how the pages of a frame were encoded.
 func (s *Source) count(f *framer) {
+	s.stats.patches.Add(uint64(len(f.sizes) / 2))
 	if f.packed != pageRaw {
 		s.stats.packedPages.Add(uint64(len(f.pages)))
 	}
 }
 
+// A patchScope says of which pages a stream may bring patches.
+type patchScope int
+
+const (
+	patchNone patchScope = iota
+	patchSure            // of those that the far side has said it has a version of
+	patchAll             // of all that went out ahead on the same stream
+)
+
+// version returns page p as the far side has it, nil if that is not known.
+func (s *Source) version(p PageNum, of patchScope) (name Hash, page *[PageSize]byte) {
+	sent := s.sent.Load()
+	if sent == nil || of == patchNone || of == patchSure && !s.sure(p) {
+		return name, nil
+	}
+	return sent.get(p)
+}
+
 // describe tells f the pages of a run.
-func (s *Source) describe(f *framer, r Run) {
+func (s *Source) describe(f *framer, r Run, of patchScope) {
 	f.begin(r.First)
 	var names [hashBatch]Hash
 	for r.Count > 0 {
@@ -134,7 +155,11 @@ func (s *Source) describe(f *framer, r Run) {
 				f.addZero()
 				continue
 			}
-			f.add(name, s.page(p))
+			if base, was := s.version(p, of); was != nil {
+				f.addDelta(name, s.page(p), base, was[:])
+			} else {
+				f.add(name, s.page(p))
+			}
 		}
 	}
 }
@@ -149,8 +174,7 @@ type offers struct {
 	pages   int // in waiting
 	lacking []Run
 	lacks   int // pages in lacking
-	asked   int // pages answered
-	hits    int // and how many of those the far side had
+	tally   namesTally
 	done    bool
 	err     error
 }
@@ -171,7 +195,7 @@ func (st *stream) serveBulk(names bool, read func(*offers) error) error {
 		st.notify()
 	})
 	st.choose = newChooser(st.accepts, st.share.most())
-	st.ahead = newAhead()
+	st.ahead = newAhead(st.patch, st.accepts)
 	reading.Go(func() { st.ahead.run(st.Source) })
 
 	err := st.push(ctx, o, names)
@@ -228,14 +252,13 @@ func (st *stream) readBulk(o *offers) error {
 			return badFrame("lacks for pages %d+%d that were not offered", fr.run.First, fr.run.Count)
 		}
 		o.pages -= int(fr.run.Count)
-		o.asked += int(fr.run.Count)
 		var has []Run
 		for i := range PageNum(fr.run.Count) {
 			p := fr.run.First + i
-			to := &o.lacking
-			if fr.lacks[i/8]>>(i%8)&1 == 0 {
+			to, had := &o.lacking, fr.lacks[i/8]>>(i%8)&1 == 0
+			o.tally.add(had)
+			if had {
 				to = &has
-				o.hits++
 			} else {
 				o.lacks++
 			}
@@ -258,7 +281,7 @@ func (st *stream) readBulk(o *offers) error {
 // push sends what is left, then waits for more: a demand stream that broke
 // gives pages back. It returns when ctx is done or a write fails.
 func (st *stream) push(ctx context.Context, o *offers, names bool) error {
-	order := st.recent()
+	order := st.first()
 	st.mu.Lock()
 	st.order = order
 	st.mu.Unlock()
@@ -272,6 +295,12 @@ func (st *stream) push(ctx context.Context, o *offers, names bool) error {
 		}
 		r, what := st.plan(o, names)
 		var err error
+		if what != planPages {
+			// Nothing follows at once that those could wait for.
+			if err = st.flush(ctx); err != nil {
+				return err
+			}
+		}
 		switch what {
 		case planPages:
 			told = false
@@ -324,7 +353,7 @@ func (st *stream) plan(o *offers, names bool) (Run, int) {
 		}
 		return runs[0], true
 	}
-	naming := names && (o.asked < namesTrial || o.hits*64 >= o.asked)
+	naming := names && o.tally.pays()
 	// Names are small, and whoever else is asked for the pages has to have them;
 	// but what is lacking is not to wait for more than a few.
 	if naming && o.lacks < lackingMost {
@@ -461,7 +490,7 @@ func (st *stream) pushZeros(ctx context.Context) error {
 
 func (st *stream) sendNames(r Run) error {
 	f := st.framer
-	st.describe(f, r)
+	st.describe(f, r, patchNone)
 	st.buf = appendPagesHead(st.buf[:0], frameNames, r.First, f.kinds, f.names, 0)
 	st.stats.namedPages.Add(uint64(r.Count))
 	return st.write(st.buf)
@@ -474,7 +503,7 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 	f, made := st.ahead.take(r, st.framer)
 	st.framer = f
 	if !made {
-		st.describe(f, r)
+		st.describe(f, r, st.patch)
 		f.pack(st.choose.choose())
 	}
 	if f.tried != pageRaw {
@@ -488,22 +517,26 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 	}
 
 	st.stats.zeroPages.Add(uint64(f.count() - f.named()))
-	if f.named() == 0 {
-		return st.write(appendZeros(st.buf[:0], r))
-	}
 	st.stats.bulkPages.Add(uint64(f.named()))
 	st.count(f)
-	st.buf = f.appendHead(st.buf[:0])
-	if f.packed != pageRaw {
-		st.buf = f.appendTail(st.buf)
+	asTheyAre := len(f.pages) > 0 && f.packed == pageRaw
+	switch {
+	case f.named() == 0:
+		st.out = appendZeros(st.out, r)
+	case asTheyAre:
+		st.out = f.appendHead(st.out)
+	default:
+		st.out = f.appendTail(f.appendHead(st.out))
 	}
 	most := st.share.bytesIn(chunkTime, bulkChunk)
-	for at := 0; at < len(st.buf); at += most {
-		if err := st.writeBulk(ctx, st.buf[at:min(at+most, len(st.buf))]); err != nil {
+	// A patch fills a tenth of a packet, and a path that loses packets loses as
+	// many of ten with one each as of ten full ones.
+	if asTheyAre || len(st.out) >= min(most, bulkWrite) {
+		if err := st.flush(ctx); err != nil {
 			return err
 		}
 	}
-	if f.packed == pageRaw {
+	if asTheyAre {
 		// Pages that lie side by side are written at once.
 		for i := 0; i < len(f.pages); {
 			chunk := f.pages[i]
@@ -514,10 +547,28 @@ func (st *stream) sendBulk(ctx context.Context, r Run) error {
 				return err
 			}
 		}
+		if len(f.patches) > 0 {
+			if err := st.writeBulk(ctx, f.patches); err != nil {
+				return err
+			}
+		}
 	}
 	st.mu.Lock()
 	st.run = min(st.run*2, bulkRun)
 	st.mu.Unlock()
+	return nil
+}
+
+// flush writes the frames that wait for it.
+func (st *stream) flush(ctx context.Context) error {
+	out := st.out
+	st.out = st.out[:0]
+	most := st.share.bytesIn(chunkTime, bulkChunk)
+	for at := 0; at < len(out); at += most {
+		if err := st.writeBulk(ctx, out[at:min(at+most, len(out))]); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package pager
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,8 +49,9 @@ type SinkConfig struct {
 	// trips before they are given up.
 	Store *Store
 	// Peers, at most 8, are other nodes that may hold pages of the worker. What
-	// is missing and nobody waits for is asked of them at the same time as of the
-	// Source, which has to send names ahead for that.
+	// is missing is asked of them at the same time as of the Source, which has to
+	// send names ahead for that; what somebody waits for, of those that are nearer
+	// than the Source, or when that takes long to answer.
 	Peers []Peer
 	// Plain asks for pages as they are, neither compressed nor as patches.
 	Plain bool
@@ -135,6 +137,7 @@ type Sink struct {
 
 	intake  *Intake // what came before; nil if nothing was to
 	peers   *peers
+	noBase  atomic.Bool // a patch came of what is not here: no more of them
 	stats   sinkStats
 	latency histogram // of all faults
 	remote  histogram // of those served from the Source
@@ -143,7 +146,9 @@ type Sink struct {
 	mu sync.Mutex
 	// group is how many pages can only be put in place together: kernelPage
 	// while armed, else 1. Both change only while Run does not run.
-	group   int
+	group int
+	// aside are earlier versions of pages that are missing, for patches of them.
+	aside   versions
 	armed   bool
 	splits  int // stretches of zeroes that are no longer armed
 	state   []uint8
@@ -163,6 +168,8 @@ type Sink struct {
 	// wantsReady tells the demand stream to look at wants. It has room for
 	// one, so that the fault thread never waits to send.
 	wantsReady chan struct{}
+	// faulted tells those who ask Peers to look at waits, likewise.
+	faulted [maxPeers]chan struct{}
 }
 
 // A wait is a fault that has not been served.
@@ -171,7 +178,9 @@ type wait struct {
 	asked  time.Time
 	tries  int
 	remote bool
-	lead   bool // the page was asked for because of this fault
+	lead   bool  // the page was asked for because of this fault
+	asking bool  // a Peer is asked, or was
+	others uint8 // bit i: Peer i has answered
 }
 
 // A batch is what was asked for at one fault.
@@ -224,11 +233,12 @@ func NewSink(cfg SinkConfig) (*Sink, error) {
 	if cfg.Table != nil {
 		cfg.Table = cfg.Table.Clone()
 	}
-	return newSink(cfg, os.Getpagesize())
+	return newSink(cfg, nil, os.Getpagesize())
 }
 
-// newSink takes over the table.
-func newSink(cfg SinkConfig, kernelPage int) (*Sink, error) {
+// newSink takes over the table, and what is known of the pages if state is not
+// nil: then Have is not looked at.
+func newSink(cfg SinkConfig, state []uint8, kernelPage int) (*Sink, error) {
 	if cfg.Worker == "" || len(cfg.Worker) > maxWorkerBytes {
 		return nil, fmt.Errorf("sink: worker id of %d bytes: want 1 to %d", len(cfg.Worker), maxWorkerBytes)
 	}
@@ -260,29 +270,30 @@ func newSink(cfg SinkConfig, kernelPage int) (*Sink, error) {
 	if cfg.Table.Len() != pages {
 		return nil, fmt.Errorf("sink: table of %d pages for a memory of %d", cfg.Table.Len(), pages)
 	}
+	if state == nil {
+		state = make([]uint8, pages)
+		for p, ref := range cfg.Table.of {
+			if ref == refZero {
+				state[p] = lazy
+			}
+		}
+		for _, r := range cfg.Have {
+			fill(state[r.First:r.end()], block(present))
+		}
+	}
+	// Behind an Intake the worker stands still now, and may have a large memory.
 	s := &Sink{
 		cfg: cfg, pages: pages, kernelPage: max(1, kernelPage/PageSize), group: 1,
 		log:   cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
-		table: cfg.Table, state: make([]uint8, pages), missing: pages,
+		table: cfg.Table, state: state, missing: bytes.Count(state, []byte{absent}),
 		waits: make(map[PageNum]*wait), stages: make(map[PageNum]*stage),
 		done: make(chan struct{}), wantsReady: make(chan struct{}, 1),
 	}
-	for _, r := range cfg.Have {
-		for p := r.First; p < r.end(); p++ {
-			s.state[p] = present
-			s.missing--
-		}
+	for i := range cfg.Peers {
+		s.faulted[i] = make(chan struct{}, 1)
 	}
 	s.peers = &peers{of: cfg.Peers, log: s.log}
-	zeros := 0
-	for p, ref := range s.table.of {
-		if ref == refZero && s.state[p] == absent {
-			s.state[p] = lazy
-			zeros++
-		}
-	}
-	s.missing -= zeros
-	s.stats.zeroPages.Add(uint64(zeros))
+	s.stats.zeroPages.Add(uint64(bytes.Count(state, []byte{lazy})))
 	if s.missing == 0 {
 		close(s.done)
 	}
@@ -342,8 +353,9 @@ func (s *Sink) heldRuns() []Run {
 // lacksLocked reports whether page p has to be brought and nobody is at it.
 func (s *Sink) lacksLocked(p PageNum) bool { return s.state[p] <= asked }
 
-// receive checks the pages of a frame and puts them in place.
-func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
+// receive checks the pages of a frame and puts them in place. base is nil on a
+// stream on which no patches were asked for.
+func (s *Sink) receive(fr *frame, base baseFunc, pages *atomic.Uint64) error {
 	switch fr.kind {
 	case frameZeros:
 		return s.receiveZeros(fr.run)
@@ -354,10 +366,10 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 
 	// Unpack and hash before the lock is taken.
 	var at [maxRun]namedPage
-	if err := fr.unpack(nil, &at); errors.Is(err, errNoBase) {
-		return badFrame("a patch, which was not asked for")
-	} else if err != nil {
+	if all, err := fr.unpack(base, &at); err != nil {
 		return err
+	} else if !all && base == nil {
+		return badFrame("a patch, which was not asked for")
 	}
 	if err := fr.verify(s.cfg.Worker, &at); err != nil {
 		return err
@@ -367,6 +379,13 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 	var mine [maxRun]bool
 	var zeros []Run
 	s.mu.Lock()
+	for i := range fr.kinds {
+		if p := fr.run.First + PageNum(i); at[i].at == nowhereAt && s.lacksLocked(p) {
+			s.mu.Unlock()
+			s.noBase.Store(true) // the next stream brings no patches
+			return errNoBase
+		}
+	}
 	for i := range fr.kinds {
 		p := fr.run.First + PageNum(i)
 		name := fr.name(at[i])
@@ -410,13 +429,39 @@ func (s *Sink) receive(fr *frame, pages *atomic.Uint64) error {
 	return nil
 }
 
-// accepts lists the encodings that the Source may use. Patches are not among them:
-// where the memory holds a version of a page, no other is brought.
+// accepts lists the encodings that the Source may use.
 func (s *Sink) accepts() Encodings {
-	if s.cfg.Plain {
+	switch {
+	case s.cfg.Plain:
 		return 0
+	case s.intake == nil || s.noBase.Load(): // nothing is kept aside
+		return encodeAll &^ EncodeDelta
 	}
-	return encodeAll &^ EncodeDelta
+	return encodeAll
+}
+
+// version finds an earlier version of a missing page, for a patch.
+func (s *Sink) version(p PageNum, name, buf []byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have, page := s.aside.get(p)
+	if page == nil || !bytes.HasPrefix(have[:], name) {
+		return false
+	}
+	copy(buf, page[:])
+	return true
+}
+
+// putAside keeps the pages of a frame, whose content was checked, of which later
+// versions are still to come.
+func (s *Sink) putAside(fr *frame, at *[maxRun]namedPage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range fr.kinds {
+		if p := fr.run.First + PageNum(i); int(p) < s.pages && s.lacksLocked(p) && at[i].at >= 0 {
+			s.aside.put(p, fr.name(at[i]), fr.data.bytes[int(at[i].at)*PageSize:][:PageSize], s.pages, s.pages)
+		}
+	}
 }
 
 func (s *Sink) receiveZeros(r Run) error {
@@ -445,6 +490,7 @@ func (s *Sink) receiveZeros(r Run) error {
 // waits for it; with larger kernel pages that takes all pages of one. zeros
 // gathers those to be put in place now.
 func (s *Sink) zeroLocked(zeros []Run, p PageNum) []Run {
+	s.aside.drop(p)
 	if s.armed && (s.group > 1 || s.waits[p] != nil) {
 		s.state[p] = filling
 		if n := len(zeros); n > 0 && zeros[n-1].end() == p {
@@ -461,6 +507,7 @@ func (s *Sink) zeroLocked(zeros []Run, p PageNum) []Run {
 func (s *Sink) arrivedLocked(n int) {
 	s.missing -= n
 	if s.missing == 0 && n > 0 {
+		s.aside = versions{} // what was kept for reuse, too
 		close(s.done)
 	}
 }
@@ -552,6 +599,7 @@ func (s *Sink) settle(r Run) {
 			n++
 		}
 		s.state[p] = present
+		s.aside.drop(p)
 		w := s.waits[p]
 		if w == nil {
 			continue
@@ -567,7 +615,7 @@ func (s *Sink) settle(r Run) {
 		}
 		if w.remote {
 			s.remote.add(took)
-			if w.tries == 1 && w.lead {
+			if w.tries == 1 && w.lead && !w.asking {
 				s.rtt += (took - s.rtt) / 4
 				s.trend.waited(took)
 			}
@@ -751,6 +799,12 @@ func (s *Sink) wantsNotify() {
 	select {
 	case s.wantsReady <- struct{}{}:
 	default:
+	}
+	for i := range s.cfg.Peers {
+		select {
+		case s.faulted[i] <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ func armSinkKernel(t testing.TB, c *child, pages, kernelPage int, change func(*S
 	if change != nil {
 		change(&cfg)
 	}
-	s, err := newSink(cfg, kernelPage)
+	s, err := newSink(cfg, nil, kernelPage)
 	if err != nil {
 		t.Fatal(err)
 	}

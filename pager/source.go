@@ -30,6 +30,8 @@ const (
 	// bulkChunk is written at once, in bytes: between chunks the push looks
 	// whether a demand is being answered.
 	bulkChunk = 64 << 10
+	// bulkWrite is for how many bytes small frames wait, unless nothing follows.
+	bulkWrite = 8 << 10
 
 	// namesAhead is how many pages may be named without an answer, 4 MiB, so
 	// that answers cover the round trip.
@@ -38,9 +40,33 @@ const (
 	// before those are sent, 1 MiB.
 	lackingMost = 256
 	// namesTrial is how many answers it takes to see that the far side holds
-	// next to nothing, and that names ahead only cost.
+	// next to nothing, less than one page in namesShare, and that names ahead only
+	// cost.
 	namesTrial = 2048
+	namesShare = 64
 )
+
+// A namesTally counts what naming pages ahead of their bytes has brought. Every
+// namesTrial answers are judged by themselves: what the far side has often lies
+// together, as the pages that a module's data segments write, and says nothing of
+// the rest of the memory.
+type namesTally struct {
+	asked, hits int
+	vain        bool
+}
+
+func (t *namesTally) add(had bool) {
+	t.asked++
+	if had {
+		t.hits++
+	}
+	if t.asked == namesTrial {
+		*t = namesTally{vain: t.vain || t.hits*namesShare < namesTrial}
+	}
+}
+
+// pays reports whether more is to be named.
+func (t *namesTally) pays() bool { return !t.vain }
 
 // SourceConfig says whose memory is served.
 type SourceConfig struct {
@@ -87,7 +113,8 @@ type Source struct {
 	epoch  uint64
 	mem    []byte
 	pages  int
-	recent func() []Run
+	recent func() []Run // for Keep
+	first  func() []Run // for the push: of recent, what may be missing
 	share  *Share
 	log    *slog.Logger
 
@@ -95,6 +122,12 @@ type Source struct {
 	// nameSet.
 	names []Hash
 	known []atomic.Uint32
+
+	// sent are pages as the far side was sent them before the freeze, for patches:
+	// set by takeOver, and never changed after that. Of those that are sure, it
+	// has said that it has them.
+	sent atomic.Pointer[versions]
+	sure func(PageNum) bool
 
 	// demanding counts the demands that are being answered, or wait to be.
 	demanding atomic.Int32
@@ -137,7 +170,7 @@ const (
 
 type sourceStats struct {
 	demandPages, bulkPages, zeroPages, heldPages, namedPages, demands, bytes atomic.Uint64
-	packedPages                                                              atomic.Uint64
+	packedPages, patches                                                     atomic.Uint64
 }
 
 // SourceStats counts what a Source has sent. Pages sent again after a stream
@@ -150,8 +183,9 @@ type SourceStats struct {
 	// BulkPages were pushed, ZeroPages passed on without bytes, and HeldPages
 	// were at the far side already, by their names.
 	Demands, DemandPages, BulkPages, ZeroPages, HeldPages uint64
-	// PackedPages of those with bytes were sent compressed.
-	PackedPages uint64
+	// PackedPages of those with bytes were sent compressed, and Patches as what
+	// had changed since rounds had sent them.
+	PackedPages, Patches uint64
 	// NamedPages is how many names were sent ahead.
 	NamedPages uint64
 	// Bytes is all that was written, frames included.
@@ -179,15 +213,17 @@ func NewSource(cfg SourceConfig) (*Source, error) {
 	if a := cfg.Ahead; a != nil && a.Layout.Pages != pages {
 		return nil, fmt.Errorf("source: rounds over %d pages for a memory of %d", a.Layout.Pages, pages)
 	}
+	recent := func() []Run { return cfg.Recent }
 	s := &Source{
 		worker: cfg.Worker, epoch: cfg.Epoch,
-		mem: cfg.Memory, pages: pages, recent: func() []Run { return cfg.Recent }, share: cfg.Share,
+		mem: cfg.Memory, pages: pages, recent: recent, first: recent, share: cfg.Share,
 		log:  cfg.Log.With("worker", cfg.Worker, "epoch", cfg.Epoch),
 		run:  leastRun,
 		wake: make(chan struct{}, 1),
 	}
 	if a := cfg.Ahead; a != nil {
-		s.names, s.known, s.state, s.unsent, s.recent = a.names, a.known, a.passed, a.unsent, a.recent
+		s.names, s.known, s.state, s.unsent = a.names, a.known, a.passed, a.unsent
+		s.recent, s.first, s.sure = a.recent, a.first, a.sure
 	} else {
 		s.names, s.known, s.state, s.unsent = make([]Hash, pages), make([]atomic.Uint32, pages), make([]uint8, pages), pages
 	}
@@ -301,8 +337,8 @@ func (s *Source) Stats() SourceStats {
 		Pages: s.pages, Unsent: left,
 		Demands: c.demands.Load(), DemandPages: c.demandPages.Load(), BulkPages: c.bulkPages.Load(),
 		ZeroPages: c.zeroPages.Load(), HeldPages: c.heldPages.Load(), NamedPages: c.namedPages.Load(),
-		PackedPages: c.packedPages.Load(),
-		Bytes:       c.bytes.Load(),
+		PackedPages: c.packedPages.Load(), Patches: c.patches.Load(),
+		Bytes: c.bytes.Load(),
 	}
 }
 
@@ -318,6 +354,7 @@ func (s *Source) Close() {
 	}
 	s.mu.Unlock()
 	s.active.Wait()
+	s.sent.Store(nil)
 	if s.share != nil {
 		s.share.Close()
 	}
@@ -361,7 +398,10 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 	s.apply(hello)
 	s.log.Debug("serving pages", "bulk", hello.Bulk, "names", hello.Names, "have", CountPages(hello.Have))
 
-	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: hello.Accepts, framer: new(framer)}
+	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: hello.Accepts, framer: newFramer(hello.Accepts)}
+	if hello.Accepts&EncodeDelta != 0 {
+		st.patch = patchSure
+	}
 	st.meter, _ = rw.(Meter)
 	if err = st.write(appendEmpty(nil, frameWelcome)); err == nil {
 		if hello.Bulk {
@@ -377,8 +417,8 @@ func (s *Source) Serve(ctx context.Context, hello Hello, rw io.ReadWriter) error
 }
 
 // takeOver pushes on a stream that rounds have opened, on which nothing more
-// is to come but its end.
-func (s *Source) takeOver(ctx context.Context, rw io.ReadWriter, me *serving, accepts Encodings, ended <-chan error) error {
+// is to come but its end, and on which sent went out.
+func (s *Source) takeOver(ctx context.Context, rw io.ReadWriter, me *serving, accepts Encodings, sent *versions, ended <-chan error) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -390,11 +430,16 @@ func (s *Source) takeOver(ctx context.Context, rw io.ReadWriter, me *serving, ac
 	}
 	s.streams[1] = me
 	s.active.Add(1)
+	s.sent.Store(sent)
 	s.mu.Unlock()
 	defer s.active.Done()
-	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: accepts, framer: new(framer)}
+	st := &stream{Source: s, ctx: ctx, rw: rw, accepts: accepts, patch: patchAll, framer: newFramer(accepts)}
 	st.meter, _ = rw.(Meter)
-	return st.serveBulk(false, func(*offers) error { return <-ended })
+	err := st.serveBulk(false, func(*offers) error { return <-ended })
+	if err == nil {
+		s.sent.Store(nil) // all is there
+	}
+	return err
 }
 
 // enter makes me the stream of its kind and returns the one before, which may

@@ -249,9 +249,14 @@ func (r *Recency) when(p PageNum) uint32 {
 // Order lists the pages that were seen written, most recently written first,
 // and by address among those of one scan.
 func (r *Recency) Order() []Run {
+	return r.order(func(PageNum) bool { return true })
+}
+
+// order is Order of some pages.
+func (r *Recency) order(of func(PageNum) bool) []Run {
 	var pages []PageNum
 	for p, scan := range r.last {
-		if scan > 0 {
+		if scan > 0 && of(PageNum(p)) {
 			pages = append(pages, PageNum(p))
 		}
 	}

@@ -88,6 +88,11 @@ func (t *transfer) run(ctx context.Context, armed bool) error {
 		}
 		defer stop()
 		each(func(ctx context.Context) error { return t.keep(ctx, "demand", t.dialer.Demand, t.demandStream) })
+		for i, p := range t.peers.of {
+			if p.Demand != nil {
+				each(func(ctx context.Context) error { return t.askElsewhere(ctx, i, p) })
+			}
+		}
 	}
 	each(func(ctx context.Context) error {
 		if err := t.fillFromStore(ctx); err != nil {
@@ -268,6 +273,8 @@ type link struct {
 	*Sink
 	rw io.ReadWriteCloser
 	up atomic.Bool // the Source has welcomed us
+	// base finds what patches are of; nil if none were asked for.
+	base baseFunc
 	// gather shares out what the Source has named; nil if nobody else is asked.
 	gather  *gather
 	writing sync.Mutex // what is shared out is answered meanwhile
@@ -293,6 +300,9 @@ func (l *link) write(b []byte) error {
 
 func (l *link) hello(bulk bool, have []Run) error {
 	h := Hello{Worker: l.cfg.Worker, Epoch: l.cfg.Epoch, Pages: l.pages, Bulk: bulk, Have: have, Accepts: l.accepts()}
+	if h.Accepts&EncodeDelta != 0 {
+		l.base = l.version
+	}
 	h.Names = bulk && (l.cfg.Store != nil && l.cfg.Store.Len() > 0 || l.peers.alive() > 0)
 	return l.write(h.Append(nil))
 }
@@ -352,7 +362,7 @@ func (l *link) readDemand() error {
 			return &RemoteError{Code: fr.code, Message: fr.message}
 		default:
 			l.answered(fr.run)
-			err = l.receive(&fr, &l.stats.demandPages)
+			err = l.receive(&fr, l.base, &l.stats.demandPages)
 			in.putBuffer(fr.data)
 			if err != nil {
 				return err
@@ -450,6 +460,7 @@ func (t *transfer) bulkStream(ctx context.Context, l *link) error {
 		from.count.Store(&l.stats.in)
 		in = from.reader
 		in.reset(l.pages, allow...)
+		l.base = l.version
 		l.up.Store(true)
 	} else {
 		if err := l.hello(true, t.heldRuns()); err != nil {
@@ -535,7 +546,7 @@ func (l *link) takeBulk(ctx context.Context, in *frameReader, frames <-chan fram
 				err = l.write(out)
 			}
 		default:
-			err = l.receive(&fr, &l.stats.bulkPages)
+			err = l.receive(&fr, l.base, &l.stats.bulkPages)
 			in.putBuffer(fr.data)
 			l.gather.received(fr.run)
 		}
