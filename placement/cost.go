@@ -32,6 +32,9 @@ const (
 	// looked at. Both in seconds.
 	moveAhead = 2
 	maxAhead  = 5
+	// earlySlack is by how much a place may be worse on arrival, if it soon is
+	// better.
+	earlySlack = 0.05
 )
 
 // A problem is one worker held against a view.
@@ -44,12 +47,18 @@ type problem struct {
 	// speed is the owner's, under which svc was measured; cpu the cores that
 	// the worker keeps busy there.
 	speed, cpu float64
-	users      []userTerm
-	peers      []peerTerm
-	uses       []useTerm
+	// overhead is what an event takes beside round trip, waiting and handler
+	// wherever the worker is, in seconds.
+	overhead float64
+	users    []userTerm
+	peers    []peerTerm
+	uses     []useTerm
 	// ahead is when a move that is thought of now would be over, in seconds from
 	// now: places are compared as they will be then.
 	ahead float64
+	// alike says that what is predicted of the owner is as uncertain as what is
+	// of others: both are of some time to come.
+	alike bool
 	// added is a round trip added to the owner's, in seconds: how far the
 	// worker is from moving is found by varying it.
 	added float64
@@ -92,6 +101,9 @@ func (v *View) problem(app *manifest.App, w *Worker) problem {
 		p.here, p.speed = i, v.host[i].speed
 	}
 	p.cpu = p.svc.rate * p.svc.mean
+	if wait, ok := p.svc.queueWait(1); ok {
+		p.overhead = min(max(w.Event.Beyond.Seconds()-wait.mid-p.svc.mid, 0), maxRTT)
+	}
 	p.ahead = min(app.Migration.HoldFor.Seconds()+moveAhead, maxAhead)
 	s := &v.scratch
 	s.users, s.peers, s.uses = s.users[:0], s.peers[:0], s.uses[:0]
@@ -189,6 +201,9 @@ func (p *problem) floor() float64 {
 	for i := range p.users {
 		access += p.users[i].share * p.users[i].access.mid
 	}
+	if len(p.users) > 0 {
+		access += p.overhead
+	}
 	return comfort * min(access/p.t.scale(), 2)
 }
 
@@ -255,17 +270,19 @@ func (p *problem) evaluate(n int32) candidate {
 				net.mid += p.added
 			}
 			width := riskWidth
-			if home {
+			if home && !p.alike {
 				width = riskWidthHome
 			}
 			if u.row.from[n] != Measured {
 				width, c.estimated = riskWidthEstimated, true
 			}
 			c.network += u.share * net.mid
-			total := net.plus(c.local).at(z)
+			event := net
+			event.mid += p.overhead
+			total := event.plus(c.local).at(z)
 			if t.event != nil {
 				limit := t.event.Max.Seconds()
-				eventRisk += u.share * (risk(total, limit, width) + late(net, c.local, limit, width))
+				eventRisk += u.share * (risk(total, limit, width) + late(event, c.local, limit, width))
 			}
 			if t.users != nil {
 				r, limit := net.at(t.usersZ), t.users.Max.Seconds()
@@ -292,7 +309,7 @@ func (p *problem) evaluate(n int32) candidate {
 				c.fails = c.fails.with(CodeRTT)
 			}
 		}
-		c.nearest = comfort * min((c.network+c.local.mid)/t.scale(), 2)
+		c.nearest = comfort * min((c.network+p.overhead+c.local.mid)/t.scale(), 2)
 	}
 	for i := range p.peers {
 		o := &t.apps[p.peers[i].obj]
@@ -311,6 +328,37 @@ func (p *problem) evaluate(n int32) candidate {
 	c.prefer = t.preference[n]
 	c.cost = c.eventCost + c.rttCost + c.prefer + c.nearest
 	return c
+}
+
+// urgency is what it costs a second to stay until a move would be over. Where
+// the worker will be badly off in some seconds it is not yet: those seconds may
+// be spent on a move that is hardly felt.
+func (p *problem) urgency() float64 {
+	if p.here < 0 {
+		return 0
+	}
+	return p.costIn(0, p.here)
+}
+
+// costIn is what it will cost to be at node n in some seconds.
+func (p *problem) costIn(ahead float64, n int32) float64 {
+	then := p.ahead
+	p.ahead = ahead
+	defer func() { p.ahead = then }()
+	return p.evaluate(n).cost
+}
+
+// early reports whether a move to c would be over before c is as good a place
+// as the owner is then: it is on its user's way, and he has not come as far.
+func (p *problem) early(c *candidate) bool {
+	if p.here < 0 || c.growth >= 0 {
+		return false
+	}
+	o := c.move.Chosen()
+	arrival := min((o.Before + o.Blackout).Seconds(), p.ahead)
+	p.alike = true
+	defer func() { p.alike = false }()
+	return p.costIn(arrival, c.node) > p.costIn(arrival, p.here)+earlySlack
 }
 
 // rtt is the round trip of one call from node n.
@@ -379,12 +427,12 @@ func (p *problem) moveInput(n int32, urgency float64) MoveInput {
 }
 
 // toMove predicts the move from here to c's node and what it costs, and checks
-// the hard objectives about moves. here is the cost per second of staying.
-func (p *problem) toMove(c *candidate, here float64) {
+// the hard objectives about moves. urgency is that of the problem.
+func (p *problem) toMove(c *candidate, urgency float64) {
 	if p.here < 0 || c.node == p.here {
 		return
 	}
-	c.move = PredictMove(p.moveInput(c.node, min(max(here-c.cost, 0), 1)))
+	c.move = PredictMove(p.moveInput(c.node, min(max(urgency-c.cost, 0), 1)))
 	o := c.move.Chosen()
 	c.moveCost = movePrice + o.harm(0)
 	c.blackout = o.BlackoutAt

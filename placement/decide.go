@@ -31,7 +31,7 @@ func (a Action) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 // A Reason says why a decision is what it is.
 type Reason uint8
 
-// The reasons. Those from Content to NoBetter are for staying.
+// The reasons. Those up to AtFallback are for staying.
 const (
 	// Content: no place could be enough better to pay for a move.
 	Content Reason = iota
@@ -48,6 +48,9 @@ const (
 	Pinned
 	NotAutomatic
 	Immovable
+	// AtFallback: the owner is none that the manifest requires, but the fallback
+	// list names it, and no node that is required fits.
+	AtFallback
 	// Better: the candidate has been better for long enough.
 	Better
 	// LeaveDraining, LeavePredicate, LeaveObjective: the owner drains, no
@@ -65,7 +68,7 @@ const (
 )
 
 var reasonNames = [reasons]string{
-	"content", "no-better", "holding", "dwelling", "capped", "pinned", "manual", "never",
+	"content", "no-better", "holding", "dwelling", "capped", "pinned", "manual", "never", "fallback",
 	"better", "draining", "predicate", "objective", "gone", "start", "no-candidate",
 }
 
@@ -78,6 +81,7 @@ var reasonTexts = [reasons]string{
 	"it is pinned",
 	"its manifest leaves moves to the operator",
 	"its manifest forbids moves",
+	"it is at a node of its fallback list, and goes back when a node that its manifest requires fits",
 	"another place has been enough better for long enough",
 	"its node drains",
 	"its node no longer fits what the manifest requires",
@@ -231,10 +235,17 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 		// Nothing keeps all promises. A node that keeps the predicates is
 		// still better than none.
 		passed = p.rank(here.cost, stay, &st, objectiveCodes, &d)
+		if len(passed) == 0 && leave == LeaveDraining {
+			passed = p.predict(p.listed(), here.cost, stay, objectiveCodes|placeCodes, &d)
+		}
 		d.Degraded = len(passed) > 0
 	}
 	d.Rivals = p.rivals(passed)
 	if atOnce {
+		if len(passed) == 0 && leave == LeavePredicate && here.fails&^(objectiveCodes|placeCodes|1<<CodeCPU) == 0 && p.named(p.here) {
+			d.Reason = AtFallback
+			return d, next
+		}
 		if len(passed) == 0 {
 			d.Action, d.Reason = Stuck, NoCandidate
 			return d, next
@@ -299,7 +310,7 @@ func (v *View) Decide(app *manifest.App, w *Worker, st State) (Decision, State) 
 		c := &better[i]
 		// Now as well as lately: a place that has just filled up is no
 		// longer better.
-		if c.gain > 0 && here.cost-c.cost > offset && v.now.Sub(c.was.Since) >= m.HoldFor.D() && c.was.Regret >= regretFor*m.HoldFor.Seconds() {
+		if c.gain > 0 && here.cost-c.cost > offset && v.now.Sub(c.was.Since) >= m.HoldFor.D() && c.was.Regret >= regretFor*m.HoldFor.Seconds() && !p.early(c) {
 			held = append(held, better[i])
 		}
 	}
@@ -420,12 +431,13 @@ func (p *problem) rank(hereCost, stay float64, st *State, allow Codes, d *Decisi
 func (p *problem) predict(nodes []ranked, hereCost, stay float64, allow Codes, d *Decision) []candidate {
 	out := p.v.scratch.passed[:0]
 	d.Candidates = len(nodes)
+	urgency := p.urgency()
 	for i := range nodes {
 		c := p.evaluate(nodes[i].node)
 		if c.fails&^allow != 0 {
 			continue
 		}
-		p.toMove(&c, hereCost)
+		p.toMove(&c, urgency)
 		if c.fails&^allow != 0 {
 			continue
 		}

@@ -263,6 +263,43 @@ func TestFallback(t *testing.T) {
 	if d.Action != Move || d.Reason != LeaveGone || d.To != "near" || !slices.Equal(d.Next, []NodeID{"far"}) {
 		t.Errorf("got %+v, want near, then far", d)
 	}
+	// The list names places beyond those that are required, but no node that lacks
+	// anything else.
+	nodes[2].Cordoned = false
+	edges := app(t, func(b *manifest.App) {
+		b.Fallback, b.Placement.Require = a.Fallback, a.Placement.Require
+		b.Placement.Require.Tier = []manifest.Tier{manifest.Edge}
+		b.Placement.Require.Nodes = []string{"edge", "edge2"}
+	})
+	got = view(t, t0, nodes, paths...).Fallback(edges, w)
+	if want := []NodeID{"home", "near", "far"}; !slices.Equal(got, want) {
+		t.Errorf("beyond the edges: got %v, want %v", got, want)
+	}
+	drained := slices.Clone(nodes)
+	drained[0].Draining, drained[1].Cordoned = true, true
+	d, _ = view(t, t0, drained, paths...).Decide(edges, w, State{})
+	if d.Action != Move || d.To != "home" || !d.Degraded || d.Reason != LeaveDraining {
+		t.Errorf("no edge is left: got %+v, want a degraded move home", d)
+	}
+	// From there it goes back as soon as there is a place, and nowhere else.
+	drained[0].Draining = false
+	home := *w
+	home.Owner = "home"
+	d, _ = view(t, t0, drained, paths...).Decide(edges, &home, State{})
+	if d.Action != Move || d.To != "edge" || d.Reason != LeavePredicate {
+		t.Errorf("an edge is back: got %+v, want a move there", d)
+	}
+	drained[0].Cordoned = true
+	d, _ = view(t, t0, drained, paths...).Decide(edges, &home, State{})
+	if d.Action != Stay || d.Reason != AtFallback {
+		t.Errorf("no edge is back: got %+v, want it to stay there meanwhile", d)
+	}
+	other := *edges
+	other.Fallback = []manifest.Fallback{{Tier: manifest.Cloud}}
+	d, _ = view(t, t0, drained, paths...).Decide(&other, &home, State{})
+	if d.Action != Stuck || d.Reason != NoCandidate {
+		t.Errorf("at a node that nothing names: got %+v, want it stuck", d)
+	}
 	// Draining with nothing that keeps the hard objective: the list decides.
 	nodes[2].Cordoned = false
 	nodes[0].Draining = true
@@ -370,13 +407,15 @@ func TestPredicatesAreNeverViolated(t *testing.T) {
 		v := view(t, t0, nodes, paths...)
 		d, _ := v.Decide(a, w, State{})
 		to := v.Fallback(a, w)
+		listed := len(to) // those may be of a tier that is not required else
 		if d.Action == Move {
 			moves++
 			to = append(to, d.To)
 		}
-		for _, id := range to {
+		for i, id := range to {
 			n := v.Node(id)
-			if n.Tier == manifest.Device || n.Arch != "amd64" || n.Cores < 2 || n.Labels["zone"] == "a" || n.Cordoned || n.Draining || n.MemoryFree < int64(a.Limits.Memory) {
+			beyond := i < listed || d.Reason == LeaveGone || d.Reason == LeaveDraining && d.Degraded
+			if n.Tier == manifest.Device && !beyond || n.Arch != "amd64" || n.Cores < 2 || n.Labels["zone"] == "a" || n.Cordoned || n.Draining || n.MemoryFree < int64(a.Limits.Memory) {
 				t.Fatalf("moved to %+v", n)
 			}
 		}
@@ -598,6 +637,70 @@ func TestTrend(t *testing.T) {
 		}
 		if moved != r.moves {
 			t.Errorf("grows by %v a second: moved %v, want %v", r.grows, moved, r.moves)
+		}
+	}
+}
+
+// TestEarly: a user comes nearer to b, and farther from a. As soon as that is
+// sure b will be the better place, but the worker goes when it is on arrival.
+func TestEarly(t *testing.T) {
+	app := app(t, func(a *manifest.App) {
+		a.Migration.HoldFor = manifest.Duration(time.Second)
+		a.Placement.Require.Tier = []manifest.Tier{manifest.Edge}
+	})
+	device := node("device", func(n *Node) { n.Tier = manifest.Device })
+	const start, trend = 8, 2 * ms // before the user is half-way, in seconds; a second
+	var st State
+	for step := range 4 * 2 * start {
+		at := time.Duration(step) * time.Second / 4
+		now := t0.Add(at)
+		stamp := Stamp{now, Measured}
+		path := func(to NodeID, trend time.Duration) Path {
+			rtt := 22*ms + time.Duration(float64(trend)*(at.Seconds()-start))
+			return Path{From: "device", To: to, RTT: RTT{P50: rtt, P99: rtt + ms}, Trend: trend, Rate: 12.5e6, Stamp: stamp}
+		}
+		v := view(t, now, []Node{device, node("a", nil), node("b", nil)}, path("a", trend), path("b", -trend),
+			Path{From: "a", To: "b", RTT: RTT{4 * ms, 5 * ms}, Rate: 12.5e6, Stamp: stamp})
+		w := worker("a", "device")
+		w.Memory = 4 << 20
+		w.Users[0].Access = RTT{P50: ms / 10}
+		w.Cached = []Cached{{Node: "b", Module: true}}
+		var d Decision
+		if d, st = v.Decide(app, w, st); d.Action != Move {
+			continue
+		}
+		arrival := at + d.Option.Before + d.Option.Blackout
+		if half := start * time.Second; arrival < half-time.Second/4 || arrival > half+time.Second {
+			t.Errorf("the worker arrives after %v, the user is half-way after %v", arrival, half)
+		}
+		return
+	}
+	t.Error("the worker stays")
+}
+
+// TestBeyond: what an event takes that nobody can tell counts wherever the
+// worker is, but for what the handler and waiting explain.
+func TestBeyond(t *testing.T) {
+	a := app(t, nil)
+	events := func(beyond time.Duration) (here, there, overhead float64) {
+		v := view(t, t0, []Node{node("a", nil), node("b", nil)}, path("a", "b", 10*ms))
+		w := worker("a", "b")
+		w.Event.Beyond = beyond
+		e := v.Explain(a, w, State{})
+		term := func(r *Report, name string) float64 {
+			i := slices.IndexFunc(r.Terms, func(t Term) bool { return t.Name == name })
+			return r.Terms[i].Value
+		}
+		return term(e.Here, "event"), term(&e.Others[0], "event"), term(e.Here, "overhead")
+	}
+	here, there, _ := events(0)
+	for _, r := range []struct {
+		beyond time.Duration
+		want   float64 // ms
+	}{{ms, 0}, {2 * ms, 0}, {5 * ms, 3}} {
+		h, th, overhead := events(r.beyond)
+		if math.Abs(overhead-r.want) > 0.1 || math.Abs(h-here-r.want) > 0.1 || math.Abs(th-there-r.want) > 0.1 {
+			t.Errorf("%v beyond the round trip: overhead %.2f ms, and events %.2f ms later here and %.2f there, want %.1f", r.beyond, overhead, h-here, th-there, r.want)
 		}
 	}
 }

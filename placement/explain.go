@@ -121,12 +121,13 @@ func (v *View) Explain(app *manifest.App, w *Worker, st State) Explanation {
 		e.Here = &r
 	}
 	var best *candidate
+	urgency := p.urgency()
 	for i := range v.nodes {
 		if int32(i) == p.here {
 			continue
 		}
 		c := p.evaluate(int32(i))
-		p.toMove(&c, here.cost)
+		p.toMove(&c, urgency)
 		c.gain = (here.cost-c.cost)*stay - c.moveCost
 		e.Others = append(e.Others, p.report(&c))
 		if c.fails == 0 && (best == nil || c.gain > best.gain) {
@@ -241,6 +242,7 @@ func (p *problem) report(c *candidate) Report {
 	}
 	r.Terms = append(r.Terms,
 		p.term("handler", ms(p.svc.mid*c.factor), "ms", 0, p.w.Event.Stamp, n.SpeedAt, n.LoadAt),
+		p.term("overhead", ms(p.overhead), "ms", 0, p.w.Event.Stamp),
 		p.term("queue", ms(c.wait), "ms", 0, p.w.Event.Stamp, n.LoadAt),
 		p.term("slowdown", c.factor, "x", 0, n.SpeedAt, n.LoadAt),
 		p.term("load", n.Load, "x", maxLoad, n.LoadAt))

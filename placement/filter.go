@@ -83,6 +83,9 @@ func (s Codes) String() string {
 
 const (
 	objectiveCodes Codes = 1<<CodeEvent | 1<<CodeRTT | 1<<CodeBlackout | 1<<CodeConverge
+	// placeCodes say where a worker is to be, not what it needs there. The fallback
+	// list names places beyond those.
+	placeCodes Codes = 1<<CodeTier | 1<<CodeNodes
 	// newcomerCodes do not concern the node where the worker already is.
 	newcomerCodes Codes = 1<<CodeCordoned | 1<<CodeMemory
 )

@@ -89,8 +89,12 @@ func late(net, local spread, limit, width float64) float64 {
 	return 1 / (1 + math.Exp(min(max(1.702*margin/scale, -50), 50)))
 }
 
-// service is the time a handler runs, as moments of the lognormal
-// distribution with the given median and 99th percentile.
+// service is the time a handler runs: its median and 99th percentile, and its
+// moments, those of the lognormal distribution with these quantiles unless they
+// were measured. (Of a few events one that was late once, as the first after a
+// move, is the 99th percentile. The lognormal distribution then has a mean of
+// many times what the events took, and a worker at rest seemed to need more than
+// a core.)
 type service struct {
 	spread
 	mean, second float64 // E[S] and E[S²]
@@ -106,12 +110,17 @@ func newService(e EventTime) service {
 	}
 	p99 := min(max(e.P99.Seconds(), mid), 1000*mid)
 	sigma := math.Log(p99/mid) / z99
-	return service{
+	s := service{
 		spread: spread{mid, p99 - mid},
 		mean:   mid * math.Exp(sigma*sigma/2),
 		second: mid * mid * math.Exp(2*sigma*sigma),
 		rate:   rate,
 	}
+	if e.Mean > 0 {
+		mean, deviation := min(e.Mean, time.Hour).Seconds(), min(max(e.Deviation, 0), time.Hour).Seconds()
+		s.mean, s.second = mean, mean*mean+deviation*deviation
+	}
+	return s
 }
 
 // saturated is how busy a server may be before its queue counts as endless:

@@ -226,6 +226,25 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// One late event of a hundred makes no worker busy.
+func TestServiceMoments(t *testing.T) {
+	e := EventTime{P50: 5 * ms, P99: 425 * ms, Rate: 50}
+	if s := newService(e); s.rate*s.mean < 1 {
+		t.Errorf("by the quantiles alone: busy for %.2f, want more than all of its time", s.rate*s.mean)
+	}
+	e.Mean, e.Deviation = 99*5*ms/100+425*ms/100, 42*ms
+	s := newService(e)
+	if busy := s.rate * s.mean; math.Abs(busy-0.46) > 0.001 {
+		t.Errorf("busy for %.3f, want 0.460", busy)
+	}
+	if wait, ok := s.queueWait(1); !ok || wait.tail <= 0 {
+		t.Errorf("waits for %v, saturated %v", wait, !ok)
+	}
+	if s.mid != 0.005 || s.tail != 0.42 {
+		t.Errorf("median %v and tail %v are not what they were", s.mid, s.tail)
+	}
+}
+
 // The queue against a simulation of it, event by event.
 func TestQueueWait(t *testing.T) {
 	r := seed(t)

@@ -40,8 +40,17 @@ type Worker struct {
 // any waiting, and how many events come in a second from all senders.
 type EventTime struct {
 	P50, P99 time.Duration
-	Rate     float64
-	Stamp    Stamp
+	// Mean and Deviation, the standard deviation, say how busy the worker is and
+	// how long its queue gets; without a mean, a lognormal distribution with these
+	// quantiles does.
+	Mean, Deviation time.Duration
+	Rate            float64
+	// Beyond is what an event takes beyond a round trip between the owner and
+	// the node where its user enters, as that node sees it: the handler, waiting,
+	// and what is in no other figure, as large messages on their way and the
+	// processes that pass them on. The lower quartile; 0 is not known.
+	Beyond time.Duration
+	Stamp  Stamp
 }
 
 // A User is one client, or several that enter the mesh at the same node and

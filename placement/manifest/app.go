@@ -41,7 +41,7 @@ type App struct {
 	Placement    Placement    `json:"placement" doc:"Where workers may and should run."`
 	Migration    Migration    `json:"migration" doc:"When a worker moves by itself."`
 	OnDisconnect OnDisconnect `json:"onDisconnect" doc:"What a node does with a worker when it has lost every other node."`
-	Fallback     []Fallback   `json:"fallback,omitempty" schema:"len=16" doc:"Who takes a worker whose node drains or is gone and for which no ranked place is left, first entry first."`
+	Fallback     []Fallback   `json:"fallback,omitempty" schema:"len=16" doc:"Who takes a worker whose node drains or is gone and for which no ranked place is left, first entry first, whatever tiers and nodes placement requires."`
 }
 
 // A Module is named by a file or by the hash of its bytes; exactly one.
@@ -110,7 +110,7 @@ type RTTObjective struct {
 type Placement struct {
 	Require    Predicate    `json:"require" doc:"What a node must have. All terms must hold."`
 	Prefer     []Preference `json:"prefer,omitempty" schema:"len=32" doc:"What a node should have."`
-	Interfaces []Interface  `json:"interfaces,omitempty" schema:"len=16" doc:"Host interfaces that the worker uses."`
+	Interfaces []Interface  `json:"interfaces,omitempty" schema:"len=16" doc:"Host interfaces that the worker may read; no others."`
 	Spread     []Spread     `json:"spread,omitempty" schema:"len=4" doc:"How the app's workers are kept apart."`
 }
 
@@ -151,10 +151,10 @@ type Preference struct {
 	Predicate
 }
 
-// An Interface is something of the host that the worker calls.
+// An Interface is something of the host that the worker reads.
 type Interface struct {
 	Name   string `json:"name" schema:"required;pattern=LABEL" doc:"Its name, such as camera or location."`
-	Access Access `json:"access" schema:"default=pin;enum=pin|proxy" doc:"pin: the worker runs only where the interface is; proxy: from elsewhere its calls travel back to a node that has it."`
+	Access Access `json:"access" schema:"default=pin;enum=pin|proxy" doc:"pin: the worker runs only where the interface is; proxy: from elsewhere its reads travel to the node where it was started, or, if that lacks the interface, to the nearest that answered its first read."`
 }
 
 // Access says whether an interface can be used over the network.
@@ -195,8 +195,10 @@ const (
 // OnDisconnect says what becomes of a worker on a node that has lost every
 // other node, or its guardian.
 type OnDisconnect struct {
-	Action DisconnectAction `json:"action" schema:"default=run;enum=run|pause|fallback" doc:"run: it goes on, and nobody else takes it; pause: it freezes until the node is back, and nobody else takes it; fallback: the first of the fallback list that fits is its guardian; when the two nodes do not reach each other it freezes, and the guardian starts it anew, without its state."`
+	Action DisconnectAction `json:"action" schema:"default=run;enum=run|pause|fallback" doc:"run: it goes on, and nobody else takes it; pause: it freezes until the node is back, and nobody else takes it; fallback: the first of the fallback list that fits is its guardian; when the two nodes do not reach each other it freezes, and the guardian takes it over: from its last checkpoint, or anew, without its state."`
 	After  Duration         `json:"after" schema:"default=10s;min=1s;max=24h" doc:"How long the node must have been alone; with fallback, have had no answer of the guardian: its lease, which the guardian waits out, and a twentieth and a second longer."`
+	// Checkpoint is 0 if none are made.
+	Checkpoint Duration `json:"checkpoint,omitempty" schema:"min=100ms;max=1h" doc:"With fallback: how often the guardian is given the worker's state, to go on from there; what it did since then is lost. Without it the guardian starts it anew. Workers with directories have no guardian, and those that hold more than a quarter of their node's free memory get no checkpoints: worker show says so."`
 }
 
 // DisconnectAction says what happens to a worker that is cut off.

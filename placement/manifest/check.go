@@ -61,6 +61,9 @@ func check(a *App, report func(path, reason, accepted string)) {
 	if a.OnDisconnect.Action == DisconnectFallback && len(a.Fallback) == 0 {
 		report("onDisconnect.action", "is fallback, and there is no fallback list", "run, pause; or a fallback list")
 	}
+	if a.OnDisconnect.Checkpoint > 0 && a.OnDisconnect.Action != DisconnectFallback {
+		report("onDisconnect.checkpoint", "has nobody to keep checkpoints: the action is "+string(a.OnDisconnect.Action), "action: fallback; or leave it out")
+	}
 }
 
 func checkObjective(path string, o *Objective, report func(path, reason, accepted string)) {

@@ -78,6 +78,12 @@ var rules = map[reflect.Type]object{
 	reflect.TypeFor[Objective]():    {{"not", hardWeight}},
 	reflect.TypeFor[RTTObjective](): {{"not", hardWeight}},
 	reflect.TypeFor[Preference]():   {{"anyOf", oneOf("tier", "arch", "nodes", "cores", "memory", "accelerators", "labels")}},
+	reflect.TypeFor[OnDisconnect](): {
+		{"if", object{{"required", []string{"checkpoint"}}}},
+		{"then", object{
+			{"required", []string{"action"}}, {"properties", object{{"action", object{{"const", DisconnectFallback}}}}},
+		}},
+	},
 	reflect.TypeFor[App](): {
 		{"if", object{
 			{"required", []string{"onDisconnect"}},
