@@ -95,7 +95,8 @@ type (
 	}
 
 	// Drain fetches missing pages, those that the worker waits for first, and
-	// redials when the path breaks. Answered by DrainedAll or PagesGone.
+	// redials when the path breaks. Answered by DrainedAll, perhaps after
+	// MemoryIn, or by PagesGone.
 	Drain struct{}
 
 	// ReleaseOutput lets go what the worker said since Resume, and all that it

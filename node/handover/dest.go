@@ -71,7 +71,8 @@ type Dest struct {
 	resumed  bool
 	durable  bool // the taken entry is on disk
 	released bool // what the worker says leaves the node
-	allIn    bool
+	memoryIn bool // the worker needs no more of the source
+	allIn    bool // nor is there anything that it could use
 	asked    bool // a QUERY waits for its answer
 	orphan   bool // the source has restarted: what is here is the only copy
 	told     bool // REJECTED was sent although the disk may say taken
@@ -180,6 +181,10 @@ func (d *Dest) Handle(ev Event, now time.Time) []Action {
 		if d.phase == DestTaking {
 			return d.fail(CodeRunner, "it could not resume: "+ev.Reason, now)
 		}
+	case MemoryIn:
+		if d.phase == DestTaking || d.phase == DestDraining {
+			d.memoryIn, d.pathAt = true, time.Time{}
+		}
 	case DrainedAll:
 		return d.drained(now)
 	case PagesGone:
@@ -208,7 +213,7 @@ func (d *Dest) Handle(ev Event, now time.Time) []Action {
 		case d.CanCancel():
 			// The source gives up as well.
 			return d.refuse(CodePath, "the path to the source broke", "")
-		case (d.phase == DestTaking || d.phase == DestDraining) && !d.allIn && d.pathAt.IsZero():
+		case (d.phase == DestTaking || d.phase == DestDraining) && !d.memoryIn && d.pathAt.IsZero():
 			d.pathAt = now.Add(d.params.DrainTimeout)
 		}
 	case PathUp:
@@ -400,15 +405,17 @@ func (d *Dest) commit(m Message, c Commit, now time.Time) []Action {
 	}
 	d.phase = DestTaking
 	d.phaseAt = now.Add(d.params.ResumeTimeout)
-	d.allIn = d.copyAll
+	d.memoryIn, d.allIn = d.copyAll, d.copyAll
 	r := d.record(OwnTaken, now)
 	r.Unsettled = d.known.unsettledWith(d.move)
-	// The write first: it takes longest and everything else runs beside it.
-	out := []Action{d.persist(r), Resume{Head: c.Head, Epoch: c.Epoch, Paging: !d.copyAll}}
+	// The write first: it takes longest and everything else runs beside it. Of
+	// what is started for these actions, Go runs the last at once: the worker
+	// waits for that one.
+	out := []Action{d.persist(r)}
 	if !d.allIn {
 		out = append(out, Drain{})
 	}
-	return out
+	return append(out, Resume{Head: c.Head, Epoch: c.Epoch, Paging: !d.copyAll})
 }
 
 func (d *Dest) query(m Message, q Query, now time.Time) []Action {
@@ -490,16 +497,16 @@ func (d *Dest) again(now time.Time) {
 func (d *Dest) drained(now time.Time) []Action {
 	switch {
 	case d.phase == DestTaking && !d.allIn:
-		d.allIn, d.pathAt = true, time.Time{}
+		d.memoryIn, d.allIn, d.pathAt = true, true, time.Time{}
 	case d.phase == DestDraining:
-		d.allIn = true
+		d.memoryIn, d.allIn = true, true
 		return d.settle(now)
 	}
 	return nil
 }
 
 func (d *Dest) pagesGone(code Code, reason string, now time.Time) []Action {
-	if (d.phase == DestTaking || d.phase == DestDraining) && !d.allIn {
+	if (d.phase == DestTaking || d.phase == DestDraining) && !d.memoryIn {
 		return d.fail(code, reason, now)
 	}
 	return nil
@@ -511,9 +518,9 @@ func (d *Dest) restarted(now time.Time) []Action {
 	switch {
 	case d.CanCancel():
 		return nil // a COMMIT cannot come any more; QUERY or the deadline ends it
-	case d.phase == DestTaking && d.allIn:
+	case d.phase == DestTaking && d.memoryIn:
 		d.orphan = true
-	case (d.phase == DestTaking || d.phase == DestDraining) && !d.allIn:
+	case (d.phase == DestTaking || d.phase == DestDraining) && !d.memoryIn:
 		return d.fail(CodePages, "the source "+d.peer+" restarted while pages were still to come", now)
 	}
 	return nil

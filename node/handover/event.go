@@ -95,6 +95,11 @@ type (
 	// DrainedAll answers [Drain]: every page is in and verified.
 	DrainedAll struct{}
 
+	// MemoryIn may come between [Drain] and DrainedAll: every page of memory is
+	// in and verified, and what is still to come the worker can do without. From
+	// here on it is not lost with its source.
+	MemoryIn struct{}
+
 	// PagesGone says that a page will never be had: the source does not serve
 	// it any more, or what it serves is not what its name says. A broken path is
 	// not that; the executor redials while the machine waits.
@@ -128,5 +133,6 @@ func (FillFailed) event()    {}
 func (Resumed) event()       {}
 func (ResumeFailed) event()  {}
 func (DrainedAll) event()    {}
+func (MemoryIn) event()      {}
 func (PagesGone) event()     {}
 func (MoveOn) event()        {}

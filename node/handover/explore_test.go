@@ -30,6 +30,7 @@ type bounds struct {
 	onward    bool // the destination may move the worker on, and records may expire
 	strategy  Strategy
 	paging    bool
+	files     bool // there are files, which come behind the memory
 	mutant    *mutant
 	maxStates int
 }
@@ -82,6 +83,7 @@ type world struct {
 	dstRun                                 uint64
 	preparing, filling, resuming, draining bool
 	full                                   bool // every page is in
+	files                                  bool // but not the files
 	released                               bool
 
 	net            []uint16 // sorted set of message numbers
@@ -325,7 +327,7 @@ func (x *explorer) end(w *world) (end bool, what, bad string) {
 		if lost >= w.dstRun {
 			return true, what, "reported lost in its own epoch or a later one, and runs at the destination"
 		}
-		if !w.released || !w.full {
+		if !w.released || !w.full || w.files {
 			return true, what, "the move is over, and the worker lacks pages or is gagged"
 		}
 		return true, what, ""
@@ -528,7 +530,10 @@ func (x *explorer) successors(w *world) []edge {
 			}
 		}
 		if w.draining {
-			if pages {
+			switch {
+			case pages && x.b.files:
+				dstEv("dst: memory is in", false, func(c *world) { c.draining, c.full, c.files = false, true, true }, MemoryIn{})
+			case pages:
 				dstEv("dst: drained", false, func(c *world) { c.draining, c.full = false, true }, DrainedAll{})
 			}
 			if w.path && w.srcUp && !w.serving {
@@ -541,6 +546,10 @@ func (x *explorer) successors(w *world) []edge {
 					c.justified = c.justified || c.released || !c.srcMem
 				}, PagesGone{"hash"})
 			}
+		}
+		if w.files {
+			// Those that cannot be had are given up.
+			dstEv("dst: drained", false, func(c *world) { c.files = false }, DrainedAll{})
 		}
 		if w.dstDisk.pending {
 			dstEv("dst: persisted", false, func(c *world) { c.dstDisk.sync() }, Persisted{w.dstDisk.id})
@@ -565,7 +574,7 @@ func (x *explorer) successors(w *world) []edge {
 				dstEv(name, false, func(c *world) {
 					// A path that stays away for longer than the patience, or a
 					// runner that does not resume the only copy.
-					c.justified = c.justified || i == 1 && c.released || i == 0 && d.phase == DestTaking && !c.srcMem
+					c.justified = c.justified || i == 1 && c.released && !c.full || i == 0 && d.phase == DestTaking && !c.srcMem
 					c.dst = d.Snapshot()
 				}, Tick{})
 			}
@@ -701,7 +710,7 @@ func (x *explorer) crash(what string, after int, w *world, isSrc bool) {
 				c.justified = c.justified || d.rec.Own == OwnTaken || (c.dstRun != 0 || c.resuming) && !c.srcMem
 				c.dst, c.dstUp, c.dstSaw = nil, false, sawNothing
 				c.dstRun, c.full, c.released = 0, false, false
-				c.preparing, c.filling, c.resuming, c.draining = false, false, false, false
+				c.preparing, c.filling, c.resuming, c.draining, c.files = false, false, false, false, false
 			}
 			x.broken = broken
 			x.addLabel(label{what: what, after: int8(after), there: there, gone: drop}, true, c)
@@ -887,7 +896,7 @@ func (x *explorer) doDst(w *world, a Action) {
 			x.fail("output left before the journal had the worker")
 		}
 		w.released, w.everReleased = true, true
-		if w.full {
+		if w.full && !w.files {
 			w.everFull = true
 		}
 	case Discard, Lose:
@@ -900,7 +909,7 @@ func (x *explorer) doDst(w *world, a Action) {
 			x.fail("a worker that has spoken is discarded")
 		}
 		w.dstRun, w.full, w.released = 0, false, false
-		w.preparing, w.filling, w.resuming, w.draining = false, false, false, false
+		w.preparing, w.filling, w.resuming, w.draining, w.files = false, false, false, false, false
 	case Settle:
 		w.dstDisk.settle(a.Move)
 	case Finish:
@@ -909,7 +918,7 @@ func (x *explorer) doDst(w *world, a Action) {
 	default:
 		x.fail("destination: %T", a)
 	}
-	if w.released && w.full {
+	if w.released && w.full && !w.files {
 		w.everFull = true
 	}
 }
@@ -1008,7 +1017,7 @@ func (x *explorer) hash(w *world) uint64 {
 		b = append(b, 0xff)
 	} else {
 		b = append(b, byte(d.phase), byte(d.ticket), byte(d.srcInc), byte(d.inc), byte(d.result.Outcome), byte(d.result.Epoch))
-		bit(d.copyAll, d.resumed, d.durable, d.released, d.allIn, d.asked, d.told, d.orphan, d.writing != 0,
+		bit(d.copyAll, d.resumed, d.durable, d.released, d.memoryIn, d.allIn, d.asked, d.told, d.orphan, d.writing != 0,
 			!d.phaseAt.IsZero(), !d.pathAt.IsZero(), !d.retryAt.IsZero(), d.accept.Paging)
 		rec(&d.want)
 		rec(&d.known)
@@ -1019,7 +1028,7 @@ func (x *explorer) hash(w *world) uint64 {
 		rec(d.next)
 	}
 	bit(w.srcUp, w.dstUp, w.srcMem, w.freezing, w.serving, w.preparing, w.filling, w.resuming, w.draining,
-		w.full, w.released, w.path, w.committed, w.everReleased, w.everFull, w.wentOn, w.abandoned, w.justified)
+		w.full, w.files, w.released, w.path, w.committed, w.everReleased, w.everFull, w.wentOn, w.abandoned, w.justified)
 	b = append(b, byte(w.srcInc), byte(w.dstInc), byte(w.tickets), byte(w.srcRun), byte(w.dstRun),
 		w.srcSaw, w.dstSaw, byte(w.srcLost), byte(w.dstLost),
 		byte(w.left.loss), byte(w.left.dup), byte(w.left.srcCrash), byte(w.left.dstCrash), byte(w.left.cut),

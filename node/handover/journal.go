@@ -237,6 +237,34 @@ func (j *Journal) Settle(worker string, move MoveID) error {
 	return nil
 }
 
+// Annotate replaces the Meta of the record of a worker that is this node's in that
+// epoch, and returns once that is on disk. It refuses, with ErrStale, if it is not.
+func (j *Journal) Annotate(worker string, epoch uint64, meta []byte) error {
+	err := j.update(func(ws *bbolt.Bucket) error {
+		old := ws.Get([]byte(worker))
+		if old == nil {
+			return fmt.Errorf("%w: there is no record", ErrStale)
+		}
+		r, err := DecodeRecord(old)
+		if err != nil {
+			return corrupt(j.path, err)
+		}
+		if r.Epoch != epoch || !r.Own.Owned() {
+			return fmt.Errorf("%w: the record says %v in epoch %d", ErrStale, r.Own, r.Epoch)
+		}
+		r.Meta = meta
+		b, err := r.Encode()
+		if err != nil {
+			return err
+		}
+		return ws.Put([]byte(worker), b)
+	})
+	if err != nil {
+		return fmt.Errorf("journal %s: annotate %s: %w", j.path, worker, err)
+	}
+	return nil
+}
+
 // Get returns worker's record, if there is one.
 func (j *Journal) Get(worker string) (r Record, ok bool, err error) {
 	err = j.view(func(ws *bbolt.Bucket) error {
@@ -282,10 +310,11 @@ func (j *Journal) All() ([]Record, error) {
 	return rs, nil
 }
 
-// Delete removes worker's record and returns once that is on disk. It refuses,
-// with ErrUnsettled, a record that a source in doubt may still ask about: one
-// with unsettled moves, or one that says "moving out".
-func (j *Journal) Delete(worker string) error {
+// Delete removes worker's record, unless that is of a later epoch, and returns
+// once that is on disk. It refuses, with ErrUnsettled, a record that a source in
+// doubt may still ask about: one with unsettled moves, or one that says "moving
+// out".
+func (j *Journal) Delete(worker string, epoch uint64) error {
 	err := j.update(func(ws *bbolt.Bucket) error {
 		old := ws.Get([]byte(worker))
 		if old == nil {
@@ -295,7 +324,10 @@ func (j *Journal) Delete(worker string) error {
 		if err != nil {
 			return corrupt(j.path, err)
 		}
-		if len(r.Unsettled) > 0 || r.Own == OwnMovingOut {
+		switch {
+		case r.Epoch > epoch:
+			return nil
+		case len(r.Unsettled) > 0 || r.Own == OwnMovingOut:
 			return ErrUnsettled
 		}
 		return remove(ws, worker)

@@ -63,11 +63,22 @@ func TestJournalKeeps(t *testing.T) {
 		t.Errorf("got %t, %v for a worker it never knew", ok, err)
 	}
 
+	if err := j.Annotate("b", 3, []byte("note")); err != nil {
+		t.Error(err)
+	}
+	if r, _, err := j.Get("b"); err != nil || string(r.Meta) != "note" || r.Epoch != 3 {
+		t.Errorf("annotated: %+v, %v", r, err)
+	}
+	for _, err := range []error{j.Annotate("b", 2, nil), j.Annotate("c", 1, nil)} {
+		if !errors.Is(err, ErrStale) {
+			t.Errorf("annotate what is not there: %v", err)
+		}
+	}
 	b.Epoch = 2
 	if err := j.Put(b); !errors.Is(err, ErrStale) {
 		t.Errorf("put of an earlier epoch: %v", err)
 	}
-	if err := j.Delete(a.Worker); !errors.Is(err, ErrUnsettled) {
+	if err := j.Delete(a.Worker, a.Epoch); !errors.Is(err, ErrUnsettled) {
 		t.Errorf("delete of an unsettled record: %v", err)
 	}
 	for _, m := range []MoveID{testMove(200), a.Unsettled[0], a.Unsettled[1]} {
@@ -78,10 +89,16 @@ func TestJournalKeeps(t *testing.T) {
 	if err := j.Settle("c", testMove(1)); err != nil {
 		t.Errorf("settle for a worker it never knew: %v", err)
 	}
-	if err := j.Delete(a.Worker); err != nil {
+	if err := j.Delete(a.Worker, a.Epoch-1); err != nil {
+		t.Errorf("delete of an earlier epoch: %v", err)
+	}
+	if r, ok, err := j.Get(a.Worker); err != nil || !ok || r.Epoch != a.Epoch {
+		t.Errorf("got %+v, %t, %v after the delete of an earlier epoch", r, ok, err)
+	}
+	if err := j.Delete(a.Worker, a.Epoch); err != nil {
 		t.Errorf("delete of a settled record: %v", err)
 	}
-	if err := j.Delete("c"); err != nil {
+	if err := j.Delete("c", 1); err != nil {
 		t.Errorf("delete of nothing: %v", err)
 	}
 	if err := j.Close(); err != nil {

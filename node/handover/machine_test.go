@@ -27,6 +27,9 @@ func (b bounds) String() string {
 			out = append(out, fmt.Sprintf("%s=%d", f.n, f.have))
 		}
 	}
+	if b.files {
+		out = append(out, "files")
+	}
 	if b.onward {
 		out = append(out, "onward")
 	}
@@ -70,6 +73,10 @@ func TestExplore(t *testing.T) {
 		{cut: 1, onward: true},
 		{srcCrash: 1, onward: true},
 		{dstCrash: 1, onward: true},
+		{files: true, loss: 1},
+		{files: true, srcCrash: 1},
+		{files: true, dstCrash: 1},
+		{files: true, cut: 1},
 	}
 	switch {
 	case *long:
@@ -86,9 +93,12 @@ func TestExplore(t *testing.T) {
 			bounds{srcCrash: 1, dstCrash: 1, cut: 1},
 			bounds{srcCrash: 1, dstCrash: 1, onward: true, loss: 1},
 			bounds{dup: 1, dstCrash: 1, onward: true},
+			bounds{files: true, srcCrash: 1, dstCrash: 1},
+			bounds{files: true, srcCrash: 1, disk: 1},
+			bounds{files: true, fault: 1, cut: 1, onward: true},
 		)
 	case testing.Short() || raceEnabled:
-		all = []bounds{{loss: 1}, {dstCrash: 1}, {disk: 1}, {onward: true}}
+		all = []bounds{{loss: 1}, {dstCrash: 1}, {disk: 1}, {onward: true}, {files: true, srcCrash: 1}}
 	}
 	states, edges := 0, 0
 	begin := time.Now()
@@ -96,6 +106,9 @@ func TestExplore(t *testing.T) {
 		for _, v := range variants {
 			if !v.paging && b != all[0] && b != all[1] && !*long {
 				continue // the same as stop-and-copy but for one flag in ACCEPT
+			}
+			if b.files && (!v.paging || v.strategy == StopAndCopy) {
+				continue // files come with the memory, before COMMIT
 			}
 			b.strategy, b.paging = v.strategy, v.paging
 			t.Run(v.name+"/"+b.String(), func(t *testing.T) {
@@ -233,6 +246,20 @@ func TestExploreFinds(t *testing.T) {
 				}
 				return d.Handle(ev, now)
 			}}, []string{"no end can be reached"}},
+		{bounds{strategy: pc, paging: true, files: true, srcCrash: 1}, mutant{name: "a worker is lost for its files",
+			dst: func(d *Dest, ev Event, now time.Time) []Action {
+				if _, ok := ev.(MemoryIn); ok {
+					return nil
+				}
+				return d.Handle(ev, now)
+			}}, []string{"lost without need"}},
+		{bounds{strategy: pc, paging: true, files: true}, mutant{name: "the source may forget files that have yet to come",
+			dst: func(d *Dest, ev Event, now time.Time) []Action {
+				if _, ok := ev.(MemoryIn); ok {
+					ev = DrainedAll{}
+				}
+				return d.Handle(ev, now)
+			}}, []string{"forgets what the destination does not have", "lacks pages"}},
 		{bounds{strategy: pc, paging: false}, mutant{name: "the destination resumes before it is filled",
 			dst: func(d *Dest, ev Event, now time.Time) []Action {
 				if r, ok := ev.(Received); ok {

@@ -138,7 +138,7 @@ func TestMoves(t *testing.T) {
 	}
 	committed := append(slices.Clone(begin), []step{
 		{"s", Frozen{Head: []byte("head")}, "ServePages COMMIT"},
-		{"d", arrives(TypeCommit), "Persist(taken 8) Resume Drain"},
+		{"d", arrives(TypeCommit), "Persist(taken 8) Drain Resume"},
 	}...)
 	filled := append(slices.Clone(begin), []step{
 		{"s", Frozen{Head: []byte("head"), Table: []byte("table")}, "ServePages FROZEN"},
@@ -191,6 +191,15 @@ func TestMoves(t *testing.T) {
 			{"d", PersistFailed{}, "REJECTED"},
 			{"s", arrives(TypeRejected), "StopServing Persist(running 9)"},
 			{"s", Persisted{}, "Thaw(9) Finish(kept 9)"},
+		}},
+		{"the source restarts when only files are missing", PostCopy, committed, []step{
+			{"d", Resumed{}, "RUNNING"},
+			{"d", Persisted{}, "ReleaseOutput TAKEN"},
+			{"d", MemoryIn{}, ""},
+			{"d", PathDown{}, ""},
+			{"d", PathUp{Incarnation: 99}, ""},
+			{"d", DrainedAll{}, "DRAINED"},
+			{"s", arrives(TypeDrained), "StopServing Forget Persist(gone 8)"},
 		}},
 		{"a page that is not what its name says, after the worker has spoken", PostCopy, committed, []step{
 			{"d", Resumed{}, "RUNNING"},
@@ -544,6 +553,7 @@ func fuzzEvent(op, arg byte, c *rules, s *Source, d *Dest, src bool) Event {
 		Persisted{id}, PersistFailed{id, "r"}, Persisted{id + 1}, Progress{}, PathDown{}, PathUp{uint64(arg)}, Cancel{"r"}, RunnerDied{"r"},
 		Tick{}, Frozen{Head: []byte{1}}, FreezeFailed{"r"}, Abandon{"r"}, Prepared{Paging: arg&128 == 0}, PrepareFailed{}, FilledAll{},
 		FillFailed{"r"}, Resumed{}, ResumeFailed{"r"}, DrainedAll{}, PagesGone{"r"}, MoveOn{}, Start{}, Prepared{Meta: make([]byte, MaxMetaBytes+1)},
+		MemoryIn{},
 	}
 	n := int(op) % (len(bodies) + 2*len(events))
 	if n < len(bodies) {

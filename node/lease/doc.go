@@ -13,6 +13,8 @@
 //	         <- RENEWED 2, 3, ...
 //	RELEASE  ticket                     ->   before a move, or at the end; off the disk
 //	         <- RELEASED
+//	YIELD    ticket                     ->   instead: the copy has ended, take it now
+//	         <- TAKEN / UNKNOWN
 //
 // An owner whose renewals are not answered stops the worker when the lease has
 // run out, counted on its own clock from when it sent the last renewal that was
@@ -42,7 +44,12 @@
 // there until the owner has heard of it, or for [Memory]; an owner that comes
 // back much later than that takes UNKNOWN for TAKEN.
 //
-// An owner that restarts has lost its worker, and does not renew.
+// An owner that restarts has lost its worker, and does not renew. It has the
+// ticket on its disk from before the first renewal, and yields: so does one that
+// stops in order, once its copy has ended. Nothing of that copy runs any more, so
+// the guardian need not wait. YIELD names a ticket as RELEASE does, and says
+// something that stays true, so it may be late, or come twice: it finds the lease
+// of that one copy, or nothing. UNKNOWN then means that nobody takes the worker.
 //
 // The owner's clock goes on while its machine is suspended ([Now]); the
 // guardian's need not: it only waits longer.

@@ -31,6 +31,7 @@ type bounds struct {
 	inFlight int
 	dup      int // messages that arrive twice
 	crash    int // owners that restart, and guardians
+	stops    int // owners that stop in order
 	slow     int // seconds for which the guardian's clock stands still
 	fast     int // seconds that it gains
 	moves    int // of the worker from the first owner to the second
@@ -40,6 +41,7 @@ type bounds struct {
 // An ownerNode is a node that runs the worker, did, or may come to.
 type ownerNode struct {
 	runs bool // the worker is here; whether it may run its lease says
+	back bool // it was, and the node knows its guardian
 	m    Owner
 }
 
@@ -86,16 +88,21 @@ func (w *world) key(b []byte) []byte {
 		}
 	}
 	l := &w.left
-	for _, n := range [...]int{l.ticks, l.messages, l.renewals, l.dup, l.crash, l.slow, l.fast, l.moves} {
+	for _, n := range [...]int{l.ticks, l.messages, l.renewals, l.dup, l.crash, l.stops, l.slow, l.fast, l.moves} {
 		num(uint64(n))
 	}
 	for i := range w.owners {
 		o := &w.owners[i]
-		if !o.runs {
+		switch {
+		case o.runs:
+			num(1)
+		case o.back:
+			num(2)
+		default:
 			num(0)
 			continue
 		}
-		num(1 + uint64(o.m.phase))
+		num(uint64(o.m.phase))
 		num(o.m.epoch)
 		num(o.m.ticket)
 		num(o.m.seq)
@@ -196,7 +203,7 @@ func (w *world) steps() []step {
 
 func (w *world) ownerSteps(i int) []step {
 	o := &w.owners[i]
-	if !o.runs {
+	if !o.runs && !o.back {
 		return nil
 	}
 	var out []step
@@ -208,8 +215,30 @@ func (w *world) ownerSteps(i int) []step {
 			out = append(out, step{name + " " + what, c})
 		}
 	}
+	if o.back {
+		if o.m.Phase() == Yielded && w.left.messages > 0 {
+			do("yields", func(c *world, o *ownerNode) { c.left.messages--; c.send(name, "g", o.m.Yield()) })
+		}
+		return out
+	}
 	if w.left.crash > 0 {
-		do("restarts", func(c *world, o *ownerNode) { c.left.crash--; o.runs = false })
+		do("restarts", func(c *world, o *ownerNode) {
+			c.left.crash--
+			o.runs = false
+			if o.back = o.m.Phase() == Bound; o.back {
+				o.m = RestartOwner("w", o.m.epoch, testLease, o.m.ticket)
+			}
+		})
+	}
+	if o.m.Phase() == Bound && w.left.stops > 0 {
+		do("stops in order", func(c *world, o *ownerNode) {
+			c.left.stops--
+			m := o.m
+			c.send(name, "g", m.Yield())
+			if w.left.mutant != "yields before its copy has ended" {
+				o.runs, o.back, o.m = false, true, m
+			}
+		})
 	}
 	switch o.m.Phase() {
 	case Free, Asked:
@@ -234,7 +263,7 @@ func (w *world) ownerSteps(i int) []step {
 		do("moves the worker to b", func(c *world, o *ownerNode) {
 			c.left.moves--
 			o.runs = false
-			c.owners[1] = ownerNode{true, NewOwner("w", o.m.epoch+1, testLease)}
+			c.owners[1] = ownerNode{runs: true, m: NewOwner("w", o.m.epoch+1, testLease)}
 		})
 	}
 	return out
@@ -267,15 +296,16 @@ func (w *world) deliver(e envelope, save bool) {
 		if w.left.mutant == "the same ticket each time" {
 			ticket = 1
 		}
-		answer := w.guard.Handle(e.from, e.m, ticket, w.guardNow())
+		answer := w.guard.Handle(e.from, e.m, ticket, w.guardNow(), 0)
 		if save {
 			w.save()
+			w.took = w.took || e.m.Kind == Yield && answer.Kind == Taken
 			w.send("g", e.from, answer)
 		}
 		return
 	}
 	o := &w.owners[slices.Index(ownerNames[:], e.to)]
-	if !o.runs {
+	if !o.runs && !o.back {
 		return
 	}
 	o.m.Answer(e.m, w.now)
@@ -311,13 +341,21 @@ func (w *world) broken() string {
 	if g := w.guard; g.rec.Held() && !g.Tick(w.guardNow()+Wait(testLease), 0) {
 		return "a guardian that hears nothing does not take the worker"
 	}
-	// An owner that reaches its guardian may run, or hears that it must not.
+	// An owner that reaches its guardian may run, or hears that it must not. One
+	// that yields hears at once that the worker is the guardian's, or nobody's.
 	for i := range w.owners {
 		o, g := w.owners[i].m, w.guard
+		if w.owners[i].back && o.Phase() == Yielded {
+			held := g.rec.Held()
+			o.Answer(g.Handle(ownerNames[i], o.Yield(), 99, w.guardNow(), 0), w.now)
+			if o.Phase() != Over && o.Phase() != Lost || o.Phase() == Lost && (held || w.took) {
+				return "a worker that is yielded is not taken"
+			}
+		}
 		if !w.owners[i].runs || o.Phase() != Bound {
 			continue
 		}
-		o.Answer(g.Handle(ownerNames[i], o.Renew(w.now), 99, w.guardNow()), w.now)
+		o.Answer(g.Handle(ownerNames[i], o.Renew(w.now), 99, w.guardNow(), 0), w.now)
 		if !o.MayRun(w.now) && o.Phase() != Over {
 			return "an owner whose guardian answers stands still"
 		}
@@ -329,7 +367,7 @@ func (w *world) broken() string {
 // led to it, or "".
 func explore(b bounds) (states int, violation string) {
 	first := world{left: b, guard: NewGuard("w"), disk: Record{Worker: "w"}, top: testEpoch}
-	first.owners[0] = ownerNode{true, NewOwner("w", testEpoch, testLease)}
+	first.owners[0] = ownerNode{runs: true, m: NewOwner("w", testEpoch, testLease)}
 	type node struct {
 		w      world
 		what   string
@@ -382,6 +420,8 @@ func TestExplore(t *testing.T) {
 		{ticks: 5, messages: 2, renewals: 2, inFlight: 2, crash: 1},
 		{ticks: 4, messages: 3, renewals: 2, inFlight: 1, dup: 1, moves: 1},
 		{ticks: 5, messages: 3, renewals: 2, inFlight: 1, crash: 1, moves: 1},
+		{ticks: 4, messages: 1, renewals: 2, inFlight: 2, dup: 1, stops: 1},
+		{ticks: 3, messages: 4, renewals: 1, inFlight: 1, crash: 1, stops: 1, moves: 1},
 	} {
 		t.Run(fmt.Sprintf("%+v", b), func(t *testing.T) {
 			t.Parallel()
@@ -410,6 +450,7 @@ func TestExploreMutants(t *testing.T) {
 		{mutant: "a guardian that restarts takes at once", ticks: 2, messages: 1, renewals: 1, inFlight: 1, crash: 1},
 		{mutant: "a guardian that restarts forgets what it took", ticks: 5, messages: 1, renewals: 3, inFlight: 1, crash: 1},
 		{mutant: "moves while it is bound", ticks: 5, messages: 1, renewals: 1, inFlight: 1, moves: 1},
+		{mutant: "yields before its copy has ended", ticks: 3, messages: 1, renewals: 2, inFlight: 1, stops: 1},
 		{mutant: "the same ticket each time", ticks: 5, messages: 4, renewals: 2, inFlight: 2, dup: 1, moves: 1},
 	} {
 		t.Run(b.mutant, func(t *testing.T) {

@@ -111,8 +111,8 @@ func (g *Guard) Idle(now time.Duration) bool {
 func (g *Guard) Close() { g.closed = true }
 
 // Handle answers an owner's message, which is valid. ticket is a random number,
-// not 0, for the case that an Ask is accepted.
-func (g *Guard) Handle(from string, m Message, ticket uint64, now time.Duration) Message {
+// not 0, for the case that an Ask is accepted; unix is the time for the record.
+func (g *Guard) Handle(from string, m Message, ticket uint64, now time.Duration, unix int64) Message {
 	a := Message{Worker: m.Worker, Epoch: m.Epoch, Ticket: m.Ticket, Seq: m.Seq}
 	if m.Kind == Heard {
 		if i := slices.Index(g.rec.Owners, from); i >= 0 && m.Epoch < g.rec.Taken {
@@ -157,6 +157,16 @@ func (g *Guard) Handle(from string, m Message, ticket uint64, now time.Duration)
 		default:
 			a.Kind = Unknown
 		}
+	case Yield:
+		switch {
+		case m.Ticket != g.rec.Ticket:
+			a.Kind = Unknown
+		case g.closed:
+			a.Kind, a.Reason = Refused, "the node is about to stop"
+		default:
+			g.take(unix)
+			a.Kind, a.Epoch = Taken, g.rec.Taken
+		}
 	default:
 		switch m.Ticket {
 		case g.rec.Ticket:
@@ -189,10 +199,15 @@ func (g *Guard) Tick(now time.Duration, unix int64) bool {
 	if !ok || now < at {
 		return false
 	}
+	g.take(unix)
+	return true
+}
+
+// take makes the worker, of which a lease is held, this node's.
+func (g *Guard) take(unix int64) {
 	owner, meta := g.rec.Owner, g.rec.Meta
 	g.supersede(g.rec.Epoch+Step, owner, unix)
 	g.rec.Meta = meta
-	return true
 }
 
 // Started says that a worker that was taken runs: what it is need not be

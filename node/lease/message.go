@@ -15,6 +15,7 @@ const (
 	Renew   Kind = 2 // I run it
 	Release Kind = 3 // I ask you to be so no more
 	Heard   Kind = 4 // I have ended my copy of what you have taken
+	Yield   Kind = 5 // I run it no more, and never will again: take it now
 
 	// Of a guardian.
 	Accepted Kind = 16 // I would; Ticket is to be in all that follows
@@ -26,7 +27,7 @@ const (
 )
 
 var kindNames = map[Kind]string{
-	Ask: "ASK", Renew: "RENEW", Release: "RELEASE", Heard: "HEARD",
+	Ask: "ASK", Renew: "RENEW", Release: "RELEASE", Heard: "HEARD", Yield: "YIELD",
 	Accepted: "ACCEPTED", Refused: "REFUSED", Renewed: "RENEWED", Unknown: "UNKNOWN", Released: "RELEASED", Taken: "TAKEN",
 }
 
@@ -43,7 +44,7 @@ type Message struct {
 	Worker string `cbor:"2,keyasint"`
 	// Epoch is the owner's; in Taken the one that has superseded it.
 	Epoch  uint64 `cbor:"3,keyasint"`
-	Ticket uint64 `cbor:"4,keyasint,omitempty"` // of all but Ask, Refused and Heard
+	Ticket uint64 `cbor:"4,keyasint,omitempty"` // of all but Ask, its Refused, and Heard
 	Seq    uint64 `cbor:"5,keyasint,omitempty"` // of Renew and Renewed, from 1
 	// Lease is how long the owner runs the worker without an answer (Ask).
 	Lease time.Duration `cbor:"6,keyasint,omitempty"`
@@ -79,7 +80,7 @@ func (m Message) Validate() error {
 		return fmt.Errorf("lease message of epoch %d", m.Epoch)
 	case m.Kind == Ask && (m.Lease < MinLease || m.Lease > MaxLease):
 		return fmt.Errorf("a lease of %v: at least %v, at most %v", m.Lease, MinLease, MaxLease)
-	case (m.Kind == Renew || m.Kind == Release || m.Kind == Accepted) && m.Ticket == 0:
+	case (m.Kind == Renew || m.Kind == Release || m.Kind == Yield || m.Kind == Accepted) && m.Ticket == 0:
 		return fmt.Errorf("%v without a ticket", m.Kind)
 	case len(m.Meta) > MaxMeta || len(m.Reason) > MaxReason || len(m.Home) > 64:
 		return errors.New("a field of a lease message is too long")

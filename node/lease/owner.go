@@ -6,14 +6,16 @@ import "time"
 type Phase uint8
 
 const (
-	Free  Phase = iota // no guardian: nobody takes the worker
-	Asked              // Ask was sent
-	Ready              // a guardian has accepted, and nothing was renewed yet
-	Bound              // renewals were sent: the lease may be held
-	Over               // the worker was taken: it must not run here again
+	Free    Phase = iota // no guardian: nobody takes the worker
+	Asked                // Ask was sent
+	Ready                // a guardian has accepted, and nothing was renewed yet
+	Bound                // renewals were sent: the lease may be held
+	Over                 // the worker was taken: it must not run here again
+	Yielded              // the copy here has ended, and the guardian is to take the worker
+	Lost                 // it has, and the guardian will not
 )
 
-var phaseNames = [...]string{"free", "asked", "ready", "bound", "over"}
+var phaseNames = [...]string{"free", "asked", "ready", "bound", "over", "yielded", "lost"}
 
 func (p Phase) String() string { return phaseNames[p] }
 
@@ -37,11 +39,21 @@ func NewOwner(worker string, epoch uint64, lease time.Duration) Owner {
 	return Owner{worker: worker, epoch: epoch, lease: lease}
 }
 
+// RestartOwner returns the lease of a worker that ran in that epoch, under that
+// ticket, when its node ended: it is Yielded.
+func RestartOwner(worker string, epoch uint64, lease time.Duration, ticket uint64) Owner {
+	return Owner{worker: worker, epoch: epoch, lease: lease, phase: Yielded, ticket: ticket}
+}
+
 // Phase says where it stands.
 func (o *Owner) Phase() Phase { return o.phase }
 
 // Lease is how long the worker runs without an answer.
 func (o *Owner) Lease() time.Duration { return o.lease }
+
+// Ticket is the guardian's for this lease; it has a meaning in phases Ready,
+// Bound and Yielded.
+func (o *Owner) Ticket() uint64 { return o.ticket }
 
 // Good is when the last renewal was sent that was answered, or the first, if
 // none was; it has a meaning only in phase Bound.
@@ -53,7 +65,7 @@ func (o *Owner) Deadline() (at time.Duration, bound bool) {
 	switch o.phase {
 	case Bound:
 		return o.good + o.lease, true
-	case Over:
+	case Over, Yielded, Lost:
 		return 0, true
 	}
 	return 0, false
@@ -89,6 +101,14 @@ func (o *Owner) Release() Message {
 	return Message{Kind: Release, Worker: o.worker, Epoch: o.epoch, Ticket: o.ticket}
 }
 
+// Yield returns the message that asks the guardian to take the worker without
+// waiting for the end of the lease. In phase Bound, once the copy here has ended
+// and nothing it did can leave the node any more, or Yielded.
+func (o *Owner) Yield() Message {
+	o.phase = Yielded
+	return Message{Kind: Yield, Worker: o.worker, Epoch: o.epoch, Ticket: o.ticket}
+}
+
 // Heard is the last word, in phase Over.
 func (o *Owner) Heard() Message {
 	return Message{Kind: Heard, Worker: o.worker, Epoch: o.epoch}
@@ -107,7 +127,10 @@ func (o *Owner) Answer(m Message, now time.Duration) {
 		o.phase, o.ticket, o.seq = Ready, m.Ticket, 0
 	case m.Kind == Refused && o.phase == Asked:
 		o.phase = Free
-	case m.Ticket != o.ticket || o.phase != Bound:
+	case m.Ticket != o.ticket:
+	case o.phase == Yielded && (m.Kind == Unknown || m.Kind == Released):
+		o.phase = Lost
+	case o.phase != Bound:
 	case m.Kind == Renewed && m.Seq == o.seq:
 		o.good = o.sent
 	case m.Kind == Unknown && now-o.good > Memory/2:
