@@ -7,7 +7,8 @@ import "strconv"
 type Errno int32
 
 const (
-	// ErrTooLarge means a payload above MaxPayload.
+	// ErrTooLarge means a payload above MaxPayload, or a reading above MaxReading
+	// or larger than the buffer for it.
 	ErrTooLarge Errno = 1
 
 	// ErrNotInCall means a reply to an event that is not a call, or no longer
@@ -24,6 +25,13 @@ const (
 
 	// ErrBadArgument means a name, a time or an id that the host refuses.
 	ErrBadArgument Errno = 5
+
+	// ErrUndeclared means an interface that the app's manifest does not name.
+	ErrUndeclared Errno = 6
+
+	// ErrNoReading means that an interface cannot be read now: nobody that has it
+	// can be reached, or it failed there. The worker's log says why.
+	ErrNoReading Errno = 7
 )
 
 func (e Errno) Error() string {
@@ -38,6 +46,10 @@ func (e Errno) Error() string {
 		return "meshnode: bad pointer"
 	case ErrBadArgument:
 		return "meshnode: bad argument"
+	case ErrUndeclared:
+		return "meshnode: interface not in the manifest"
+	case ErrNoReading:
+		return "meshnode: interface cannot be read now"
 	}
 	return "meshnode: result " + strconv.Itoa(int(e))
 }

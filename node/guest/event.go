@@ -8,6 +8,9 @@ const (
 	// MaxSends is how many messages one event may send.
 	MaxSends = 64
 
+	// MaxReading is the size limit of a reading of a host interface, in bytes.
+	MaxReading = 64 << 10
+
 	// MaxTimers is how many timers of a worker may be armed at a time.
 	MaxTimers = 1024
 )

@@ -40,6 +40,10 @@ func hostClock() int64
 //go:noescape
 func hostRandom(p *byte, n uint32) int32
 
+//go:wasmimport meshnode_v1 interface_read
+//go:noescape
+func hostInterfaceRead(name string, p *byte, n uint32) int32
+
 // The worker runs one event at a time on one thread: no locks.
 var (
 	handler func(Event)
@@ -174,6 +178,21 @@ func Now() time.Duration {
 // Random fills p with random bytes from the node, good enough for keys.
 func Random(p []byte) error {
 	return result(hostRandom(unsafe.SliceData(p), uint32(len(p))))
+}
+
+// ReadInterface reads an interface of the host that the app's manifest names,
+// such as a location, into p, and returns how long the reading is. Where the
+// manifest says proxy, the node answers that the worker has had for it from the
+// start, wherever it runs by then. It takes a round trip to that node, a second
+// at most, in which the worker handles nothing else; it works in a handler only,
+// not in an init function. The errors are ErrUndeclared, ErrNoReading, and
+// ErrTooLarge for a reading that p cannot take.
+func ReadInterface(name string, p []byte) (int, error) {
+	n := hostInterfaceRead(name, unsafe.SliceData(p), uint32(len(p)))
+	if n < 0 {
+		return 0, Errno(-n)
+	}
+	return int(n), nil
 }
 
 // result turns a result code of the host into an error.

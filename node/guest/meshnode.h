@@ -57,6 +57,7 @@ extern "C" {
 #define MESHNODE_MAX_PAYLOAD (1u << 20) /* bytes of a payload or a reply */
 #define MESHNODE_MAX_SENDS 64           /* messages of one event */
 #define MESHNODE_MAX_TIMERS 1024        /* armed timers of one worker */
+#define MESHNODE_MAX_READING (64u << 10) /* bytes of a reading of a host interface */
 
 /* Why meshnode_event was called. */
 enum {
@@ -68,11 +69,13 @@ enum {
 /* What the functions below return. */
 enum {
 	MESHNODE_OK = 0,
-	MESHNODE_TOO_LARGE = 1,    /* payload above MESHNODE_MAX_PAYLOAD */
+	MESHNODE_TOO_LARGE = 1,    /* payload above MESHNODE_MAX_PAYLOAD; reading above the buffer */
 	MESHNODE_NOT_IN_CALL = 2,  /* reply to something that is not a call */
 	MESHNODE_TOO_MANY = 3,     /* queue of messages or set of timers is full */
 	MESHNODE_BAD_POINTER = 4,  /* outside the worker's memory */
 	MESHNODE_BAD_ARGUMENT = 5, /* a name, a time or an id the host refuses */
+	MESHNODE_UNDECLARED = 6,   /* an interface that the app's manifest does not name */
+	MESHNODE_NO_READING = 7,   /* an interface that cannot be read now; the worker's log says why */
 };
 
 /* Levels of the log. */
@@ -111,6 +114,8 @@ MESHNODE_IMPORT("clock")
 int64_t meshnode_v1_clock(void);
 MESHNODE_IMPORT("random")
 int32_t meshnode_v1_random(void *p, int32_t len);
+MESHNODE_IMPORT("interface_read")
+int32_t meshnode_v1_interface_read(const char *name, int32_t name_len, void *p, int32_t len);
 
 /*
  * Copies the bytes [offset, offset+len) of the current event's payload to p and
@@ -163,6 +168,17 @@ static inline int64_t meshnode_clock(void) {
 /* Fills p with random bytes, good enough for keys. */
 static inline int meshnode_random(void *p, size_t len) {
 	return meshnode_v1_random(p, (int32_t)len);
+}
+
+/*
+ * Reads an interface of the host that the app's manifest names, such as a
+ * location, to p. The result is the size of the reading in bytes, or negative:
+ * -MESHNODE_UNDECLARED, -MESHNODE_NO_READING, or -MESHNODE_TOO_LARGE, with
+ * nothing written. It takes a round trip to the node that has the interface, a
+ * second at most, in which the worker handles nothing else.
+ */
+static inline int meshnode_interface_read(const char *name, size_t name_len, void *p, size_t len) {
+	return meshnode_v1_interface_read(name, (int32_t)name_len, p, (int32_t)len);
 }
 
 #ifdef __cplusplus

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"meshnode/node/suspend"
+	"meshnode/node/suspend/drive"
 	"meshnode/node/wasi"
 	"meshnode/pager"
 )
@@ -81,8 +82,10 @@ type child struct {
 	// program is a command worker's; nil for an event worker, which has a
 	// handler.
 	program *program
-	stack   [3]uint64
-	phase   phase
+	// hidden is what an event worker has of state that is not in globals.
+	hidden *hidden
+	stack  [3]uint64
+	phase  phase
 	// lost is set when the node cannot be written to any more.
 	lost error
 }
@@ -184,6 +187,7 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 		config = wazero.NewRuntimeConfig()
 		info.Compiler = CompilerSupported()
 	}
+	config = config.WithCoreFeatures(drive.Features)
 	if s.CacheDir != "" {
 		cache, err := wazero.NewCompilationCacheWithDir(s.CacheDir)
 		if err != nil {
@@ -192,12 +196,14 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 		config = config.WithCompilationCache(cache)
 	}
 	c.runtime = wazero.NewRuntimeWithConfig(ctx, config)
-	c.host = newHost(c.clock, c.log)
+	c.host = newHost(c.clock, c.log, c.read)
 	if err := c.host.instantiate(ctx, c.runtime); err != nil {
 		return nil, err
 	}
 	world := wasi.Config{Args: s.Args, Env: s.Env, Clock: c.clock, Output: c.output}
 	if c.program != nil {
+		// Here, since the sandbox leaves no way to ask for time slices.
+		c.program.engage()
 		world.Streams, world.Wait = c.program.streams, c.program.wait
 		if err := c.program.instantiate(ctx, c.runtime); err != nil {
 			return nil, err
@@ -250,6 +256,9 @@ func (c *child) setUp(ctx context.Context, s *setup) (*ready, error) {
 	}
 	_ = unix.Close(childBell)
 	c.handler = c.module.ExportedFunction("meshnode_event")
+	if c.hidden != nil {
+		return info, c.hidden.attach(c.module)
+	}
 	for _, g := range c.info.Globals {
 		m, ok := c.module.ExportedGlobal(g.Export).(api.MutableGlobal)
 		if !ok {
@@ -274,6 +283,9 @@ func (c *child) rewrite(module []byte, kind Kind, cacheDir string) ([]byte, erro
 		}
 		if err == nil {
 			c.info = prepared.Info
+			if prepared.Program != nil {
+				c.hidden = newHidden(prepared.Program)
+			}
 			return prepared.Module, nil
 		}
 		if kind == EventWorker {
@@ -388,7 +400,7 @@ func (c *child) serve(ctx context.Context, typ byte, body []byte) error {
 		}
 		return c.serveProgram(typ, body)
 
-	case msgStored, msgBlocks, msgPutBlocks, msgMissing, msgGiveUp:
+	case msgStored, msgBlocks, msgPutBlocks, msgMissing, msgGiveUp, msgLook:
 		if c.program == nil || c.phase != phaseLive && c.phase != phaseCleared {
 			return c.refuse("the worker has not been initialised or cleared, or is no command")
 		}
@@ -405,8 +417,9 @@ func (c *child) serveProgram(typ byte, body []byte) error {
 		return c.link.write(msgOK, nil)
 
 	case msgHalt:
-		c.program.halt()
-		return c.link.write(msgOK, nil)
+		var err error
+		c.program.halt(func() { err = c.link.write(msgOK, nil) })
+		return err
 
 	case msgPush:
 		var in input
@@ -480,7 +493,7 @@ func (c *child) event(ctx context.Context, e Event) (*Effects, *stopped) {
 	}
 	out := c.host.end()
 	out.Status = int32(uint32(c.stack[0]))
-	out.Duration = took
+	out.Duration = max(0, took-c.host.waited)
 	out.Pages = c.pages()
 	return out, nil
 }
@@ -516,11 +529,15 @@ func (c *child) outcome(err error) *stopped {
 
 func (c *child) state(ctx context.Context) (*State, error) {
 	s := &State{Pages: c.pages()}
-	if c.program != nil {
-		var err error
-		if s.Program, err = c.program.capture(ctx); err != nil {
-			return nil, err
-		}
+	var err error
+	switch {
+	case c.program != nil:
+		s.Program, err = c.program.capture(ctx)
+	case c.hidden != nil:
+		s.Program, err = c.hidden.capture(ctx)
+	}
+	if err != nil {
+		return nil, err
 	}
 	s.WASI, s.Clock, s.Armed = c.wasi.State(), c.clock.Now(), c.host.timers()
 	if len(s.WASI.Tree) > maxTreeState {
@@ -543,7 +560,7 @@ func (c *child) restore(ctx context.Context, s *State) error {
 	if len(s.Globals) != len(c.globals) {
 		return fmt.Errorf("%d globals, the module has %d", len(s.Globals), len(c.globals))
 	}
-	for i, g := range s.Globals { // a command's are among what is its program's
+	for i, g := range s.Globals { // those of a worker with a Program are in that
 		want := c.info.Globals[i]
 		if g.Index != want.Index || g.Type != want.Type {
 			return fmt.Errorf("global %d of type %#x, the module has global %d of type %#x", g.Index, g.Type, want.Index, want.Type)
@@ -553,11 +570,15 @@ func (c *child) restore(ctx context.Context, s *State) error {
 		}
 	}
 	var program *suspend.State
+	var err error
 	switch {
+	case c.hidden != nil:
+		if program, err = c.hidden.parse(s.Program); err != nil {
+			return err
+		}
 	case c.program == nil && len(s.Program) > 0:
 		return errors.New("the state of a command, the module is an event worker")
 	case c.program != nil:
-		var err error
 		if program, err = c.program.parse(s.Program); err != nil {
 			return err
 		}
@@ -586,8 +607,11 @@ func (c *child) restore(ctx context.Context, s *State) error {
 		c.globals[i].Set(g.Value)
 	}
 	c.clock.Set(s.Clock)
-	if program != nil {
+	switch {
+	case c.program != nil:
 		return c.program.restore(ctx, program)
+	case c.hidden != nil:
+		return c.hidden.driver.Restore(ctx, program)
 	}
 	return nil
 }
@@ -598,6 +622,30 @@ func (c *child) log(l Log) {
 	if c.lost == nil {
 		c.lost = c.link.write(msgLog, &logLine{Level: int(l.Level), Source: l.Source, Text: l.Text})
 	}
+}
+
+// read asks the node for a reading of an interface. It runs inside an event, when
+// the node waits for this side and sends nothing else.
+func (c *child) read(name string) reading {
+	if c.lost == nil {
+		c.lost = c.link.write(msgRead, &readAsk{Name: name})
+	}
+	if c.lost != nil {
+		return reading{Code: resNoReading}
+	}
+	var r reading
+	typ, body, err := c.link.read(maxRequest)
+	if err == nil && typ != msgReading {
+		err = fmt.Errorf("%w: type %#x in answer to %#x", errFrame, typ, msgRead)
+	}
+	if err == nil {
+		err = decode(body, &r)
+	}
+	if err != nil {
+		c.lost = err // and with it the event
+		return reading{Code: resNoReading}
+	}
+	return r
 }
 
 // output takes a line of the worker's standard output or error.

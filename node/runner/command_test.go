@@ -28,10 +28,16 @@ func command(tb testing.TB, name string, args ...string) Config {
 	out := filepath.Join(tb.TempDir(), name+".wasm")
 	source := filepath.Join("../../e2e/apps/suite", name)
 	var cmd *exec.Cmd
-	if name == "goroutines" {
+	switch name {
+	case "goroutines":
 		cmd = exec.Command("go", "build", "-ldflags=-s -w", "-o", out, "./"+source)
 		cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=")
-	} else {
+	case "virtual":
+		if _, err := os.Stat("/usr/include/wasm32-wasi/c++/v1/vector"); err != nil {
+			tb.Skip("the C++ program needs libc++ for wasm32 (Debian: libc++-dev-wasm32, libc++abi-dev-wasm32)")
+		}
+		cmd = exec.Command("clang++", "--target=wasm32-wasi", "-O2", "-std=c++17", "-fno-exceptions", "-o", out, filepath.Join(source, "virtual.cc"))
+	default:
 		clang, err := exec.LookPath("clang")
 		if err != nil {
 			tb.Skip("the program is built with clang:", err)
@@ -440,53 +446,6 @@ func mutate(t *testing.T, b []byte, f func(*suspend.State)) []byte {
 	return b
 }
 
-// BenchmarkHalt is from the node's request to a program that has stopped, and
-// to one whose state is taken too. In turn with it, for what the machine is like
-// at the time, an empty event of an event worker beside the running program.
-func BenchmarkHalt(b *testing.B) {
-	ctx := context.Background()
-	for _, p := range [][]string{{"sha256", "300000000"}, {"fib", "60"}, {"mutual", "1000", "100000000"}, {"goroutines", "100000000"}, {"waiter"}} {
-		b.Run(p[0], func(b *testing.B) {
-			s := newSession(b, command(b, p[0], p[1:]...))
-			idle := live(b, Config{})
-			var halts, states, events []time.Duration
-			frames := 0
-			for b.Loop() {
-				for start := time.Now(); time.Since(start) < 200*time.Microsecond; { // it computes
-				}
-				begin := time.Now()
-				if _, err := idle.Call(ctx, Event{Kind: Call, ID: doEcho}); err != nil {
-					b.Fatal(err)
-				}
-				events = append(events, time.Since(begin))
-				begin = time.Now()
-				if err := s.r.Halt(ctx); err != nil {
-					b.Fatal(err)
-				}
-				halted := time.Now()
-				st, err := s.r.State(ctx)
-				if err != nil {
-					b.Fatal(err)
-				}
-				halts, states = append(halts, halted.Sub(begin)), append(states, time.Since(begin))
-				if p, err := suspend.ParseState(st.Program); err == nil {
-					frames = max(frames, len(p.Frames))
-				}
-				if err := s.r.Run(ctx); err != nil {
-					b.Fatal(err)
-				}
-			}
-			for name, times := range map[string][]time.Duration{"halt": halts, "state": states, "event": events} {
-				slices.Sort(times)
-				for _, q := range []int{50, 99} {
-					b.ReportMetric(float64(times[len(times)*q/100].Nanoseconds())/1000, fmt.Sprintf("µs-%s-p%d", name, q))
-				}
-			}
-			b.ReportMetric(float64(frames), "frames")
-		})
-	}
-}
-
 // archive makes what a new command's only directory holds.
 func archive(tb testing.TB, files map[string]string) string {
 	tb.Helper()
@@ -537,6 +496,17 @@ func TestCommandFilesMove(t *testing.T) {
 	size := func(n int) string { return fmt.Sprintf("%d bytes", n) }
 	say("size book", size(len(book)))
 	say("append notes first", "ok")
+
+	// What it has can be looked at while it runs.
+	if l, err := s.r.Look(ctx, "/data", ""); err != nil || l.Wrong != "" || len(l.Entries) != 2 || l.Entries[1].Name != "notes" || l.Entries[1].Size != 6 {
+		t.Errorf("looked at %+v, %v", l, err)
+	}
+	if l, err := s.r.ReadFile(ctx, "/data/book", 19*19_999); err != nil || string(l.Data) != "a line of the book\n" {
+		t.Errorf("read %+v, %v", l, err)
+	}
+	if l, err := s.r.ReadFile(ctx, "/data/none", 0); err != nil || !l.Absent || l.Wrong == "" {
+		t.Errorf("read %+v, %v", l, err)
+	}
 
 	// bring takes blocks from one runner to another.
 	bring := func(from, to *Runner, names []wasi.Hash) {

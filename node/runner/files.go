@@ -49,6 +49,34 @@ type missingAre struct {
 	All   int        `cbor:"2,keyasint,omitempty"`
 }
 
+// lookAsk asks what is at a path: of a directory the entries behind the name
+// After, of a file the bytes from Offset on.
+type lookAsk struct {
+	Path   string `cbor:"1,keyasint,omitempty"`
+	After  string `cbor:"2,keyasint,omitempty"`
+	Offset int64  `cbor:"3,keyasint,omitempty"`
+	Read   bool   `cbor:"4,keyasint,omitempty"`
+}
+
+// A Looked is what is at a path of a command's files.
+type Looked struct {
+	Info wasi.FileInfo `cbor:"1,keyasint"`
+	// Entries are a directory's, ordered by name, at most MaxLooked.
+	Entries []wasi.FileInfo `cbor:"2,keyasint,omitempty"`
+	// Data is a part of a file, of at most MaxLookedBytes; empty at its end.
+	Data []byte `cbor:"3,keyasint,omitempty"`
+	// Wrong says what is wrong with the path, if it is not that nothing is
+	// there; that is Absent.
+	Wrong  string `cbor:"4,keyasint,omitempty"`
+	Absent bool   `cbor:"5,keyasint,omitempty"`
+}
+
+// Limits of one Looked.
+const (
+	MaxLooked      = 1 << 10
+	MaxLookedBytes = 256 << 10
+)
+
 type blocksAsk struct {
 	Names blockNames `cbor:"1,keyasint"`
 }

@@ -5,6 +5,7 @@ package runner
 import (
 	"archive/zip"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -91,6 +92,15 @@ func (c *child) serveFiles(typ byte, body []byte) error {
 		names, all := c.wasi.Missing(max(0, min(ask.Most, MaxBlocks)))
 		return c.link.write(msgMissingAre, &missingAre{Names: packNames(names), All: all})
 
+	case msgLook:
+		var ask lookAsk
+		if err := decode(body, &ask); err != nil {
+			return c.refuse(err.Error())
+		}
+		var l Looked
+		c.program.paused(func() { l = c.look(ask) })
+		return c.link.write(msgLooked, &l)
+
 	case msgPutBlocks:
 		var in blocks
 		if err := decode(body, &in); err != nil {
@@ -126,6 +136,20 @@ func (c *child) serveFiles(typ byte, body []byte) error {
 		out.Blocks[i], _ = c.wasi.Block(name)
 	}
 	return c.link.write(msgBlocksAre, &out)
+}
+
+// look looks at the files of a program that does not run meanwhile.
+func (c *child) look(ask lookAsk) (l Looked) {
+	var err error
+	if ask.Read {
+		l.Data, err = c.wasi.ReadAt(ask.Path, ask.Offset, MaxLookedBytes)
+	} else {
+		l.Info, l.Entries, err = c.wasi.Look(ask.Path, ask.After, MaxLooked)
+	}
+	if err != nil {
+		l = Looked{Wrong: clip(err.Error(), maxReason), Absent: errors.Is(err, fs.ErrNotExist)}
+	}
+	return l
 }
 
 // fetch is wasi.Config.Fetch: it runs on the program's goroutine, in the middle
@@ -221,4 +245,26 @@ func (r *Runner) Missing(ctx context.Context) ([]wasi.Hash, int, error) {
 // what is in them gets EIO.
 func (r *Runner) GiveUp(ctx context.Context, names []wasi.Hash) error {
 	return r.request(ctx, msgGiveUp, &blocksAsk{packNames(names)}, msgOK, nil)
+}
+
+// Look describes what is at a path of a command's files, and lists the entries
+// of a directory behind the name after; the path "" lists the directories that
+// the command has. The command stands still for it, for microseconds.
+func (r *Runner) Look(ctx context.Context, path, after string) (Looked, error) {
+	return r.look(ctx, lookAsk{Path: path, After: after})
+}
+
+// ReadFile returns a part of one of a command's files, likewise.
+func (r *Runner) ReadFile(ctx context.Context, path string, offset int64) (Looked, error) {
+	return r.look(ctx, lookAsk{Path: path, Offset: offset, Read: true})
+}
+
+func (r *Runner) look(ctx context.Context, ask lookAsk) (l Looked, err error) {
+	if err = r.request(ctx, msgLook, &ask, msgLooked, &l); err != nil {
+		return l, err
+	}
+	if len(l.Entries) > MaxLooked || len(l.Data) > MaxLookedBytes {
+		return l, r.broken(fmt.Errorf("%w: %d entries, %d bytes of a file", errFrame, len(l.Entries), len(l.Data)))
+	}
+	return l, nil
 }

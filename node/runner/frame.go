@@ -18,7 +18,8 @@ import (
 //	body   [length-1]byte  // CBOR, one item
 //
 // The node asks, the runner answers with one message; before its answer the
-// runner may send any number of msgLog. A runner is no more trusted than the
+// runner may send any number of msgLog, and before that to an event any number
+// of msgRead, each answered by the node with a msgReading. A runner is no more trusted than the
 // worker in it, so both sides check length before they read and CBOR is decoded
 // with limits.
 const (
@@ -40,6 +41,9 @@ const (
 	msgPutBlocks = 0x0e // blocks -> ok | failed
 	msgMissing   = 0x0f // missingAsk -> missingAre | failed
 	msgGiveUp    = 0x10 // blocksAsk -> ok | failed
+	msgLook      = 0x11 // lookAsk -> looked | failed
+
+	msgReading = 0x12 // reading: the answer to msgRead
 
 	// From the runner.
 	msgReady   = 0x81 // ready; the userfaultfd, if any, travels with its first byte
@@ -55,6 +59,9 @@ const (
 	msgStoredAre  = 0x8a // storedAre
 	msgBlocksAre  = 0x8b // blocks
 	msgMissingAre = 0x8c // missingAre
+	msgLooked     = 0x8d // Looked
+
+	msgRead = 0x8e // readAsk -> reading, during an event
 )
 
 const (
@@ -154,6 +161,18 @@ type logLine struct {
 	Level  int    `cbor:"1,keyasint,omitempty"`
 	Source string `cbor:"2,keyasint"`
 	Text   string `cbor:"3,keyasint"`
+}
+
+// A readAsk asks for a reading of an interface of the host.
+type readAsk struct {
+	Name string `cbor:"1,keyasint"`
+}
+
+// A reading is what an interface of the host said, or in Code, one of the result
+// codes of the host interface, why it did not.
+type reading struct {
+	Code uint32 `cbor:"1,keyasint,omitempty"`
+	Data []byte `cbor:"2,keyasint,omitempty"`
 }
 
 var (

@@ -41,6 +41,9 @@ func FuzzMessages(f *testing.F) {
 	seed(msgPushed, &pushed{Full: true})
 	seed(msgTake, &ack{Acked: 9})
 	seed(msgTaken, &taken{Output: []Output{{Stream: 1, Data: []byte("out")}}, Unread: 2, Pages: 3, Ended: &stopped{Kind: Exited}})
+	seed(msgRead, &readAsk{Name: "location"})
+	seed(msgReading, &reading{Data: []byte("52.5 13.4")})
+	seed(msgReading, &reading{Code: resNoReading})
 	seed(msgOK, nil)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		typ, n, err := frameSize(b, 1<<16)
@@ -74,6 +77,10 @@ func FuzzMessages(f *testing.F) {
 			v = new(ack)
 		case msgTaken:
 			v = new(taken)
+		case msgRead:
+			v = new(readAsk)
+		case msgReading:
+			v = new(reading)
 		default:
 			return
 		}

@@ -12,22 +12,24 @@ import (
 
 // What the test guest does is chosen by the event's id.
 const (
-	doCount   = 1 + iota // count the event in every kind of state there is, and reply with all of it
-	doTrap               // unreachable
-	doLoop               // for ever
-	doExit               // proc_exit(7)
-	doFill               // grow memory until refused; the status is the pages then
-	doFillTop            // the same, then trap
-	doSpeak              // logs and output
-	doAct                // messages and timers
-	doClock              // reply with the clock
-	doEcho               // reply with the payload
-	doCompute            // a few milliseconds of arithmetic on memory
-	doDeep               // endless recursion
-	doSleep              // poll_oneoff for an hour
-	doClose              // fd_close(1); the status is its error number
-	doSpin               // log for ever
-	doTimers             // arm timers until refused; the status is how many
+	doCount    = 1 + iota // count the event in every kind of state there is, and reply with all of it
+	doTrap                // unreachable
+	doLoop                // for ever
+	doExit                // proc_exit(7)
+	doFill                // grow memory until refused; the status is the pages then
+	doFillTop             // the same, then trap
+	doSpeak               // logs and output
+	doAct                 // messages and timers
+	doClock               // reply with the clock
+	doEcho                // reply with the payload
+	doCompute             // a few milliseconds of arithmetic on memory
+	doDeep                // endless recursion
+	doSleep               // poll_oneoff for an hour
+	doClose               // fd_close(1); the status is its error number
+	doSpin                // log for ever
+	doTimers              // arm timers until refused; the status is how many
+	doRead                // read interface "hello"; the status is the result, the reply 64 bytes of it
+	doReadAway            // read interface "hello" to where there is no memory
 )
 
 // replySize is what doCount replies with, in bytes.
@@ -43,6 +45,7 @@ func counter() []byte {
 	timerSet := m.Import("meshnode_v1", "timer_set", Types(i64, i64, i64), Types(i32))
 	timerCancel := m.Import("meshnode_v1", "timer_cancel", Types(i64), Types(i32))
 	log := m.Import("meshnode_v1", "log", Types(i32, i32, i32), nil)
+	readHost := m.Import("meshnode_v1", "interface_read", Types(i32, i32, i32, i32), Types(i32))
 	clock := m.Import("meshnode_v1", "clock", nil, Types(i64))
 	exit := m.Import("wasi_snapshot_preview1", "proc_exit", Types(i32), nil)
 	write := m.Import("wasi_snapshot_preview1", "fd_write", Types(i32, i32, i32, i32), Types(i32))
@@ -132,6 +135,10 @@ func counter() []byte {
 			LocalGet(4), I64Const(1000), I64Const(0), Invoke(timerSet), BrIf(1),
 			LocalGet(4), I64Const(1), I64Add, LocalSet(4), Br(0), End, End,
 			LocalGet(4), Op(0xa7), Return),
+		on(doRead,
+			I32Const(256), I32Const(5), I32Const(2048), I32Const(64), Invoke(readHost),
+			I32Const(2048), I32Const(64), Invoke(reply), Drop, Return),
+		on(doReadAway, I32Const(256), I32Const(5), I32Const(-8), I32Const(64), Invoke(readHost), Return),
 		I32Const(99),
 	)
 	m.Start(start)

@@ -25,6 +25,8 @@ const (
 	resTooMany    = 3
 	resBadPointer = 4
 	resBadArg     = 5
+	resUndeclared = 6
+	resNoReading  = 7
 )
 
 // A host is the host interface meshnode_v1 of one worker, and what the event
@@ -34,6 +36,10 @@ const (
 type host struct {
 	clock *wasi.Clock
 	log   func(Log)
+	// read asks the node for a reading, and waits for it.
+	read func(name string) reading
+	// waited is how long the event that is running has waited for readings.
+	waited time.Duration
 
 	// in is the event that is running.
 	in      Event
@@ -47,13 +53,13 @@ type host struct {
 	armed map[uint64]bool
 }
 
-func newHost(clock *wasi.Clock, log func(Log)) *host {
-	return &host{clock: clock, log: log, ops: map[uint64]TimerOp{}, armed: map[uint64]bool{}}
+func newHost(clock *wasi.Clock, log func(Log), read func(name string) reading) *host {
+	return &host{clock: clock, log: log, read: read, ops: map[uint64]TimerOp{}, armed: map[uint64]bool{}}
 }
 
 // begin takes an event, whose payload it keeps until end.
 func (h *host) begin(e Event) {
-	h.in, h.out, h.sent, h.running = e, Effects{}, 0, true
+	h.in, h.out, h.sent, h.running, h.waited = e, Effects{}, 0, true, 0
 	clear(h.ops)
 	if e.Kind == Timer && !h.armed[e.ID] {
 		delete(h.armed, e.ID) // it has fired its one time
@@ -119,6 +125,7 @@ func (h *host) instantiate(ctx context.Context, rt wazero.Runtime) error {
 	export("log", h.logLine, nil, i32, i32, i32)
 	export("clock", func(_ api.Memory, stack []uint64) { stack[0] = uint64(h.clock.Now()) }, []api.ValueType{i64})
 	export("random", h.random, one, i32, i32)
+	export("interface_read", h.interfaceRead, one, i32, i32, i32, i32)
 	if _, err := b.Instantiate(ctx); err != nil {
 		return fmt.Errorf("instantiate %s: %w", suspend.HostModule, err)
 	}
@@ -287,4 +294,44 @@ func (h *host) random(mem api.Memory, stack []uint64) {
 		return
 	}
 	stack[0] = resOK
+}
+
+// interfaceRead(name_ptr, name_len, ptr, len) copies a reading of an interface
+// of the host to memory and returns its size, or the negative of a result code.
+// A reading is taken whole or not at all.
+func (h *host) interfaceRead(mem api.Memory, stack []uint64) {
+	np, nn, p, n := uint32(stack[0]), uint32(stack[1]), uint32(stack[2]), uint32(stack[3])
+	size, code := func() (size int, code uint32) {
+		if nn == 0 || nn > MaxName {
+			return 0, resBadArg
+		}
+		if !h.running {
+			return 0, resNoReading // it is being initialised: nobody could answer
+		}
+		name, ok := mem.Read(np, nn)
+		if !ok {
+			return 0, resBadPointer
+		}
+		view, ok := mem.Read(p, n)
+		if !ok {
+			return 0, resBadPointer
+		}
+		if !utf8.Valid(name) {
+			return 0, resBadArg
+		}
+		start := time.Now()
+		r := h.read(string(name))
+		h.waited += time.Since(start)
+		if r.Code != resOK {
+			return 0, r.Code
+		}
+		if len(r.Data) > len(view) {
+			return 0, resTooLarge
+		}
+		return copy(view, r.Data), resOK
+	}()
+	if code != resOK {
+		size = -int(code)
+	}
+	stack[0] = api.EncodeI32(int32(size))
 }

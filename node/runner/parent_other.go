@@ -34,6 +34,7 @@ func (r *Runner) Init(context.Context) error                   { return ErrUnsup
 func (r *Runner) Clear(context.Context) error                  { return ErrUnsupported }
 func (r *Runner) Forget(context.Context, uint64, uint64) error { return ErrUnsupported }
 func (r *Runner) Restore(context.Context, State) error         { return ErrUnsupported }
+func (r *Runner) SetReader(Reader)                             {}
 func (r *Runner) Call(context.Context, Event) (Effects, error) { return Effects{}, ErrUnsupported }
 func (r *Runner) Command() bool                                { return false }
 func (r *Runner) Bell() <-chan struct{}                        { return nil }
@@ -56,9 +57,15 @@ func (r *Runner) Blocks(context.Context, []wasi.Hash) ([][]byte, error) { return
 func (r *Runner) PutBlocks(context.Context, [][]byte) error             { return ErrUnsupported }
 func (r *Runner) Missing(context.Context) ([]wasi.Hash, int, error)     { return nil, 0, ErrUnsupported }
 func (r *Runner) GiveUp(context.Context, []wasi.Hash) error             { return ErrUnsupported }
-func (r *Runner) SetCPU(float64)                                        {}
-func (r *Runner) Held() time.Duration                                   { return 0 }
-func (r *Runner) Kill()                                                 {}
-func (r *Runner) Done() <-chan struct{}                                 { return r.done }
-func (r *Runner) Err() error                                            { return ErrUnsupported }
-func (r *Runner) Close() error                                          { return nil }
+func (r *Runner) Look(context.Context, string, string) (Looked, error) {
+	return Looked{}, ErrUnsupported
+}
+func (r *Runner) ReadFile(context.Context, string, int64) (Looked, error) {
+	return Looked{}, ErrUnsupported
+}
+func (r *Runner) SetCPU(float64)        {}
+func (r *Runner) Held() time.Duration   { return 0 }
+func (r *Runner) Kill()                 {}
+func (r *Runner) Done() <-chan struct{} { return r.done }
+func (r *Runner) Err() error            { return ErrUnsupported }
+func (r *Runner) Close() error          { return nil }

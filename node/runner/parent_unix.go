@@ -20,6 +20,7 @@ import (
 // for concurrent use; requests to the worker wait for each other.
 type Runner struct {
 	onLog func(Log)
+	read  Reader // nil has nothing to read
 	log   *slog.Logger
 	limit uint64
 
@@ -67,10 +68,14 @@ func Start(ctx context.Context, cfg Config) (*Runner, error) {
 	return r, nil
 }
 
+// prompt is done by the first Start, for this process and those it starts.
+var prompt sync.Once
+
 func start(ctx context.Context, cfg Config) (_ *Runner, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	prompt.Do(beginPrompt)
 	if cfg.MemoryLimit == 0 {
 		cfg.MemoryLimit = DefaultMemoryLimit
 	}
@@ -128,9 +133,9 @@ func start(ctx context.Context, cfg Config) (_ *Runner, err error) {
 		return nil, err
 	}
 	if cfg.Background {
-		// The child leads a process group, and threads that it starts later take
-		// after those that it has. If this fails it only takes more of the machine.
-		_ = unix.Setpriority(unix.PRIO_PGRP, r.region.PID, backgroundNice)
+		if err := background(r.region.PID); err != nil {
+			r.log.Debug("a child takes as much of the machine as others", "error", err)
+		}
 	}
 	if err := r.setUp(ctx, cfg); err != nil {
 		r.Close()
@@ -151,9 +156,6 @@ const (
 	parentKeep = 64 << 10
 	childKeep  = 4 << 20
 )
-
-// backgroundNice is the nice value of a child in the background.
-const backgroundNice = 15
 
 // spawn starts the child process.
 func (r *Runner) spawn(exe string) error {
@@ -306,7 +308,7 @@ func (r *Runner) request(ctx context.Context, typ byte, body any, want byte, ans
 		defer r.share.hurry()()
 	}
 	leave := context.AfterFunc(ctx, func() { r.stop(contextExit(ctx)) })
-	err := r.exchange(typ, body, want, answer)
+	err := r.exchange(ctx, typ, body, want, answer)
 	if !leave() {
 		// Too late, however close: the child is being killed, so that the
 		// answer must not count.
@@ -337,7 +339,7 @@ func (r *Runner) ended() error {
 }
 
 // exchange is request without its care for ctx. The caller holds the turn.
-func (r *Runner) exchange(typ byte, body any, want byte, answer any) error {
+func (r *Runner) exchange(ctx context.Context, typ byte, body any, want byte, answer any) error {
 	r.said.reset()
 	if err := r.link.write(typ, body); err != nil {
 		return r.broken(nil)
@@ -361,6 +363,14 @@ func (r *Runner) exchange(typ byte, body any, want byte, answer any) error {
 				r.said.line(l.Text)
 			}
 			r.onLog(l)
+		case msgRead:
+			var ask readAsk
+			if err := decode(b, &ask); err != nil || typ != msgEvent {
+				return r.broken(errors.Join(err, fmt.Errorf("%w: a read in answer to %#x", errFrame, typ)))
+			}
+			if err := r.link.write(msgReading, r.reading(ctx, ask.Name)); err != nil {
+				return r.broken(nil)
+			}
 		case msgFailed:
 			var f failed
 			if err := decode(b, &f); err != nil {
@@ -398,6 +408,27 @@ func (r *Runner) exchange(typ byte, body any, want byte, answer any) error {
 			return r.broken(fmt.Errorf("%w: type %#x in answer to %#x", errFrame, got, typ))
 		}
 	}
+}
+
+// SetReader gives the worker the host's interfaces to read. It must be called
+// before the first event.
+func (r *Runner) SetReader(read Reader) { r.read = read }
+
+// reading reads an interface for the worker.
+func (r *Runner) reading(ctx context.Context, name string) *reading {
+	if r.read == nil {
+		return &reading{Code: resUndeclared}
+	}
+	data, err := r.read(ctx, clip(name, MaxName))
+	switch {
+	case errors.Is(err, ErrUndeclared):
+		return &reading{Code: resUndeclared}
+	case err != nil:
+		return &reading{Code: resNoReading}
+	case len(data) > MaxReading:
+		return &reading{Code: resTooLarge}
+	}
+	return &reading{Data: data}
 }
 
 // maxReason bounds what a worker can make the node keep as its last words, in

@@ -25,7 +25,8 @@ import (
 
 // A program is a command worker's module: it runs in a goroutine of its own
 // until it ends or is halted, while the child's main goroutine goes on to serve
-// the node.
+// the node. That goroutine has a thread to itself, which the others need not wait
+// for (ownThread).
 //
 // Garbage: a program that computes cannot be preempted by Go, so a collection
 // that began meanwhile would stand still, and with it every other goroutine,
@@ -40,12 +41,19 @@ type program struct {
 	// outcome says why the program ended, given what it returned.
 	outcome func(error) *stopped
 
+	// work is what the program's goroutine does next.
+	work chan func()
+
 	// turn is held by whoever starts or halts the program.
 	turn    sync.Mutex
 	running bool
 	halting chan struct{} // closed to end a wait; one for each run
-	idle    chan struct{} // closed when the goroutine has returned; one for each run
-	came    chan struct{} // a token: blocks of files have come, or will not
+	idle    chan struct{} // closed when the goroutine has done with a run; one for each
+	// answer is what whoever halts the program wants done when it has stopped, nil
+	// when that has been done. It is the goroutine's from the close of halting to
+	// that of idle.
+	answer func()
+	came   chan struct{} // a token: blocks of files have come, or will not
 	// entry is the export that was called last, empty before the first, and
 	// suspended says that it has yet to return. They belong to the goroutine
 	// while it runs.
@@ -75,7 +83,7 @@ const (
 func newProgram(p *suspend.Program, clock *wasi.Clock, outcome func(error) *stopped) *program {
 	return &program{
 		rewritten: p, driver: drive.New(p, suspend.Flag), streams: wasi.NewStreams(), clock: clock, outcome: outcome,
-		came: make(chan struct{}, 1),
+		came: make(chan struct{}, 1), work: make(chan func()),
 	}
 }
 
@@ -130,6 +138,20 @@ func (p *program) instantiate(ctx context.Context, rt wazero.Runtime) error {
 	return err
 }
 
+// engage starts the goroutine that the program will run on, which lasts as long
+// as the process.
+func (p *program) engage() {
+	ready := make(chan struct{})
+	go func() {
+		ownThread()
+		close(ready)
+		for f := range p.work {
+			f()
+		}
+	}()
+	<-ready
+}
+
 // ring tells the node that there is something to take, unless it knows. An
 // error means that the node has gone, and this process is about to.
 func (p *program) ring() {
@@ -153,7 +175,8 @@ func (p *program) runLocked() {
 	p.running = true
 	p.halting, p.idle = make(chan struct{}), make(chan struct{})
 	p.watch.Reset(collectInterval)
-	go func(idle chan<- struct{}) {
+	halting, idle := p.halting, p.idle
+	p.work <- func() {
 		defer close(idle)
 		err := p.execute(context.Background())
 		p.watch.Stop()
@@ -161,7 +184,13 @@ func (p *program) runLocked() {
 			p.ended.Store(p.outcome(err))
 			p.ring()
 		}
-	}(p.idle)
+		select {
+		case <-halting:
+			p.answer()
+			p.answer = nil
+		default: // it ended by itself
+		}
+	}
 }
 
 // execute runs the program until it ends or stops: its start function, if it
@@ -191,21 +220,28 @@ func (p *program) execute(ctx context.Context) error {
 	return nil
 }
 
-// halt returns when the program has stopped, or ended.
-func (p *program) halt() {
+// halt returns when the program has stopped, or ended, and answer has been called
+// then: by the program's own thread if it can be, since whoever halts it has to be
+// woken first.
+func (p *program) halt(answer func()) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
-	p.haltLocked()
+	p.haltLocked(answer)
 }
 
-func (p *program) haltLocked() {
+func (p *program) haltLocked(answer func()) {
 	if !p.running {
+		answer()
 		return
 	}
+	p.answer = answer
 	p.driver.Stop()
 	close(p.halting)
 	<-p.idle
 	p.running = false
+	if p.answer != nil {
+		p.answer()
+	}
 }
 
 // wait is wasi.Config.Wait: it runs on the program's goroutine, in the middle of
@@ -255,12 +291,19 @@ func (p *program) collect() {
 	if heapBytes() <= p.floor.Load()+garbage {
 		return
 	}
+	p.paused(func() {
+		runtime.GC()
+		p.floor.Store(heapBytes())
+	})
+}
+
+// paused calls f while the program does not run.
+func (p *program) paused(f func()) {
 	p.turn.Lock()
 	defer p.turn.Unlock()
 	again := p.running
-	p.haltLocked()
-	runtime.GC()
-	p.floor.Store(heapBytes())
+	p.haltLocked(func() {})
+	f()
 	if again {
 		p.runLocked()
 	}
@@ -288,23 +331,12 @@ func (p *program) capture(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := s.AppendBinary(nil)
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > maxProgramState {
-		return nil, fmt.Errorf("the program is %d calls deep, which with its tables takes %d bytes, at most %d: it can move when it has returned from some",
-			len(s.Frames), len(b), maxProgramState)
-	}
-	return b, nil
+	return encodeProgram(s)
 }
 
 // parse decodes a captured state and checks that the program can have it.
 func (p *program) parse(b []byte) (*suspend.State, error) {
-	if len(b) == 0 || len(b) > maxProgramState {
-		return nil, fmt.Errorf("program state of %d bytes, at most %d", len(b), maxProgramState)
-	}
-	s, err := suspend.ParseState(b)
+	s, err := decodeProgram(b)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@
 package runner
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -51,6 +52,8 @@ const (
 	MaxTimerOps = 2 * MaxTimers
 	// MaxName is the longest name of a message's receiver, in bytes.
 	MaxName = 63
+	// MaxReading is the largest reading of an interface of the host, in bytes.
+	MaxReading = 64 << 10
 	// MaxLogLine is the longest line of a worker's log, in bytes; longer ones
 	// are cut and marked.
 	MaxLogLine = 8 << 10
@@ -81,6 +84,9 @@ var (
 	ErrInputFull = errors.New("the program has too much input that it has not read")
 	// ErrInputEnded means that a command's input has ended.
 	ErrInputEnded = errors.New("the program's input has ended")
+	// ErrUndeclared refuses a read of an interface of the host that the worker
+	// has not been given.
+	ErrUndeclared = errors.New("the worker has not been given this interface")
 	// ErrClosed means that Close was called.
 	ErrClosed = errors.New("runner closed")
 )
@@ -152,6 +158,12 @@ type Log struct {
 	Text string
 }
 
+// A Reader reads an interface of the host for a worker whose event is running
+// and waits for it; ctx is the event's, and a Reader sets itself a limit of its
+// own. The worker is told [ErrUndeclared], that the reading is over MaxReading,
+// or for any other error that there is no reading now.
+type Reader func(ctx context.Context, name string) ([]byte, error)
+
 // Kinds of event.
 const (
 	Call  = 0 // a message whose sender waits for the reply
@@ -184,7 +196,8 @@ type Effects struct {
 	Sends []Message `cbor:"4,keyasint,omitempty"`
 	// Timers holds at most one change for each timer id, ordered by id.
 	Timers []TimerOp `cbor:"5,keyasint,omitempty"`
-	// Duration is how long the handler ran, measured in the child.
+	// Duration is how long the handler ran, measured in the child, without its
+	// waits for interfaces of the host.
 	Duration time.Duration `cbor:"6,keyasint,omitempty"`
 	// Pages is the size of linear memory afterwards, in WasmPage.
 	Pages uint32 `cbor:"7,keyasint,omitempty"`
@@ -221,7 +234,8 @@ type State struct {
 	// themselves live in the node; the runner only counts them.
 	Armed []ArmedTimer `cbor:"5,keyasint,omitempty"`
 	// Program is a command's frames, globals, tables and dropped segments: a
-	// suspend.State, encoded. Its Globals above are empty.
+	// suspend.State, encoded. So it is, without frames, for an event worker that
+	// has other state than numbers in globals. Its Globals above are empty.
 	Program []byte `cbor:"6,keyasint,omitempty"`
 }
 

@@ -579,16 +579,15 @@ func TestRestoreRefuses(t *testing.T) {
 }
 
 func TestRefusedModules(t *testing.T) {
-	mutates := new(Module)
-	mutates.Mem(1, 0)
-	mutates.Tab(1)
-	mutates.Export("meshnode_event", Function, mutates.Func(Types(I32, I64, I32), Types(I32), nil,
-		I32Const(0), Op(0xd0, Funcref), Op(0x26, 0), I32Const(0)))
+	external := new(Module)
+	external.Mem(1, 0)
+	external.TabRaw(Externref, 0, 1)
+	external.Export("meshnode_event", Function, external.Func(Types(I32, I64, I32), Types(I32), nil, I32Const(0)))
 	invalid := new(Module)
 	invalid.Mem(1, 0)
 	invalid.Export("meshnode_event", Function, invalid.Func(Types(I32, I64, I32), Types(I32), nil, I64Const(0)))
 	for name, module := range map[string][]byte{
-		"table.set": mutates.Bytes(), "invalid module": invalid.Bytes(),
+		"externref table": external.Bytes(), "invalid module": invalid.Bytes(),
 		"malformed module": []byte("nothing"),
 	} {
 		_, err := Start(context.Background(), Config{ModulePath: moduleFile(t, module), MemoryLimit: 1 << 20})
@@ -652,6 +651,8 @@ func TestHostileChild(t *testing.T) {
 		"message to nobody":     frame(msgEffects, &Effects{Sends: make([]Message, 1)}),
 		"timers out of order":   frame(msgEffects, &Effects{Timers: []TimerOp{{ID: 2}, {ID: 1}}}),
 		"timer in the past":     frame(msgEffects, &Effects{Timers: []TimerOp{{ID: 2, After: -1}}}),
+		"read of a number":      frame(msgRead, &ack{}),
+		"a reading of its own":  frame(msgReading, &reading{}),
 		"announces an array":    append([]byte{0, 0, 0, 8, msgEffects, 0xa1, 0x04}, 0x9a, 0x7f, 0xff, 0xff, 0xff),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -678,6 +679,74 @@ func TestHostileChild(t *testing.T) {
 			}
 			unix.Close(old.fd)
 		})
+	}
+}
+
+// An event reads interfaces of the host: what the node says, or why it says
+// nothing, and the wait is no part of the handler's time.
+func TestRead(t *testing.T) {
+	var asked []string
+	var data []byte
+	var failure error
+	r := live(t, Config{})
+	if got := call(t, r, doRead, "").Status; got != -resUndeclared {
+		t.Errorf("a worker without a reader read %d", got)
+	}
+	r = live(t, Config{})
+	r.SetReader(func(ctx context.Context, name string) ([]byte, error) {
+		asked = append(asked, name)
+		return data, failure
+	})
+	check := func(what string, want int32, reply string) {
+		t.Helper()
+		e := call(t, r, doRead, "")
+		if e.Status != want || !strings.HasPrefix(string(e.Reply), reply+"\x00") {
+			t.Errorf("%s: result %d, reply %q, want %d and %q", what, e.Status, e.Reply, want, reply)
+		}
+	}
+	data = []byte("52.5 13.4")
+	check("a reading", 9, "52.5 13.4")
+	data = make([]byte, 65)
+	check("more than there is room for", -resTooLarge, "52.5 13.4")
+	data = make([]byte, MaxReading+1)
+	check("more than there may be", -resTooLarge, "52.5 13.4")
+	data, failure = nil, fmt.Errorf("no: %w", ErrUndeclared)
+	check("not given", -resUndeclared, "52.5 13.4")
+	failure = errors.New("out of reach")
+	check("out of reach", -resNoReading, "52.5 13.4")
+	failure = nil
+	check("nothing", 0, "52.5 13.4")
+	n := len(asked)
+	if got := call(t, r, doReadAway, "").Status; got != -resBadPointer || len(asked) != n {
+		t.Errorf("result %d for a buffer outside of memory, %d reads", got, len(asked)-n)
+	}
+	for _, name := range asked {
+		if name != "hello" {
+			t.Errorf("asked for %q", name)
+		}
+	}
+	if got := call(t, r, doCount, "").Reply; len(got) != replySize {
+		t.Errorf("the worker is not what it was: %d bytes", len(got))
+	}
+}
+
+// A read that is waited for ends with its event.
+func TestReadEnds(t *testing.T) {
+	r := live(t, Config{})
+	reading := make(chan struct{})
+	r.SetReader(func(ctx context.Context, name string) ([]byte, error) {
+		close(reading)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-reading
+		cancel()
+	}()
+	_, err := r.Call(ctx, Event{ID: doRead})
+	if e := exitOf(t, r, err); !errors.Is(e, ErrCancelled) {
+		t.Errorf("got %v", e)
 	}
 }
 

@@ -92,6 +92,9 @@ func cases(t testing.TB) []byte {
 // The cases in C, each on a host of its own: one that stays, and one that moves
 // behind every call and in every wait.
 func TestCases(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute under the race detector, and has one goroutine")
+	}
 	m := newMachine(t)
 	program := m.compile(t, cases(t))
 	list := newMover(t, worker("cases"), 0)

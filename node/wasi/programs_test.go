@@ -18,6 +18,9 @@ import (
 
 // A Go program on a host that stays and on ones that move at different rates.
 func TestGoProgram(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a minute under the race detector, and has one goroutine")
+	}
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("the Go toolchain is needed to build the program: ", err)
 	}

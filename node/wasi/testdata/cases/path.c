@@ -181,6 +181,31 @@ static void path_link(void) {
   FAILS(__WASI_ERRNO_NOENT, __wasi_path_link(dir, 0, "file", dir, "link/"));
   FAILS(__WASI_ERRNO_NOENT, __wasi_path_link(dir, 0, "none", dir, "link"));
 
+  // A link is the file: opened with the same rights it has the same, those of
+  // directories among them as far as a file can have any.
+  OK(__wasi_path_link(dir, 0, "file", dir, "link"));
+  __wasi_rights_t rights = __WASI_RIGHTS_FD_READ |
+                           __WASI_RIGHTS_FD_FILESTAT_GET |
+                           __WASI_RIGHTS_PATH_OPEN |
+                           __WASI_RIGHTS_PATH_LINK_SOURCE |
+                           __WASI_RIGHTS_PATH_UNLINK_FILE;
+  __wasi_fdstat_t sa, sb;
+  OK(__wasi_fd_fdstat_get(must_open(dir, "file", 0, rights, 0), &sa));
+  OK(__wasi_fd_fdstat_get(must_open(dir, "link", 0, rights, 0), &sb));
+  CHECK(sa.fs_rights_base == sb.fs_rights_base &&
+        sa.fs_rights_inheriting == sb.fs_rights_inheriting &&
+        sa.fs_flags == sb.fs_flags && sa.fs_filetype == sb.fs_filetype);
+  OK(__wasi_path_unlink_file(dir, "link"));
+
+  // Symbolic links are not followed, wherever they lead.
+  OK(__wasi_path_symlink("nowhere", dir, "dangling"));
+  OK(__wasi_path_link(dir, 0, "dangling", dir, "link"));
+  OK(__wasi_path_filestat_get(dir, 0, "link", &b));
+  CHECK(b.filetype == __WASI_FILETYPE_SYMBOLIC_LINK && b.nlink == 2);
+  FAILS(__WASI_ERRNO_EXIST, __wasi_path_link(dir, 0, "file", dir, "dangling"));
+  FAILS(__WASI_ERRNO_INVAL,
+        __wasi_path_link(dir, FOLLOW, "dangling", dir, "other"));
+  OK(__wasi_path_unlink_file(dir, "link"));
   OK(__wasi_path_symlink("symlink", dir, "symlink"));
   OK(__wasi_path_link(dir, 0, "symlink", dir, "link"));
   FAILS(__WASI_ERRNO_EXIST, __wasi_path_link(dir, 0, "file", dir, "symlink"));
@@ -245,6 +270,17 @@ static void path_open_read_write(void) {
   write_all(w, buf, 50);
   OK(__wasi_fd_read(r, &in, 1, &n));
   CHECK(n == 50);
+}
+
+static void path_open_read_without_rights(void) {
+  char buf[10];
+  __wasi_iovec_t in = {(uint8_t *)buf, sizeof buf};
+  __wasi_size_t n;
+  create(ROOT, "file");
+  __wasi_fd_t fd = must_open(ROOT, "file", 0, 0, 0);
+  FAILS(__WASI_ERRNO_NOTCAPABLE, __wasi_fd_read(fd, &in, 1, &n));
+  FAILS(__WASI_ERRNO_NOTCAPABLE,
+        __wasi_fd_fdstat_set_rights(fd, __WASI_RIGHTS_FD_READ, 0));
 }
 
 static void path_rename(void) {
@@ -521,6 +557,7 @@ const struct test path_cases[] = {
     {"path_open_missing", path_open_missing},
     {"path_open_nonblock", path_open_nonblock},
     {"path_open_preopen", path_open_preopen},
+    {"path_open_read_without_rights", path_open_read_without_rights},
     {"path_open_read_write", path_open_read_write},
     {"path_rename", path_rename},
     {"path_rename_dir_trailing_slashes", path_rename_dir_trailing_slashes},

@@ -336,6 +336,35 @@ static void stdio(void) {
   FAILS(__WASI_ERRNO_BADF, __wasi_fd_close(0));
 }
 
+// Each of the three goes on under the number of a file.
+static void stdio_renumbered(void) {
+  __wasi_fdstat_t st;
+  for (int fd = 0; fd < 3; fd++) {
+    __wasi_fd_t to;
+    OK(__wasi_path_open(ROOT, 0, "file", __WASI_OFLAGS_CREAT, 0, 0, 0, &to));
+    OK(__wasi_fd_renumber(fd, to));
+    OK(__wasi_fd_fdstat_get(to, &st));
+    CHECK(st.fs_filetype == __WASI_FILETYPE_CHARACTER_DEVICE);
+    FAILS(__WASI_ERRNO_BADF, __wasi_fd_fdstat_get(fd, &st));
+    OK(__wasi_path_unlink_file(ROOT, "file"));
+  }
+}
+
+// What is written through one descriptor is there for another at once.
+static void file_unbuffered_write(void) {
+  __wasi_fd_t r = must_open(ROOT, "file", __WASI_OFLAGS_CREAT,
+                            __WASI_RIGHTS_FD_READ, 0);
+  __wasi_fd_t w = must_open(ROOT, "file", 0, __WASI_RIGHTS_FD_WRITE, 0);
+  uint8_t byte = 0;
+  __wasi_iovec_t in = {&byte, 1};
+  __wasi_size_t n;
+  for (int i = 1; i < 4; i++) {
+    write_all(w, &i, 1);
+    OK(__wasi_fd_read(r, &in, 1, &n));
+    CHECK(n == 1 && byte == i);
+  }
+}
+
 static void sched_yield(void) { OK(__wasi_sched_yield()); }
 
 static void sockets(void) {
@@ -403,6 +432,7 @@ const struct test raw_cases[] = {
     {"file_pread_pwrite", file_pread_pwrite},
     {"file_seek_tell", file_seek_tell},
     {"file_truncation", file_truncation},
+    {"file_unbuffered_write", file_unbuffered_write},
     {"isatty", isatty},
     {"overwrite_preopen", overwrite_preopen},
     {"poll_oneoff_stdio", poll_oneoff_stdio},
@@ -410,5 +440,6 @@ const struct test raw_cases[] = {
     {"sched_yield", sched_yield},
     {"sockets", sockets},
     {"stdio", stdio},
+    {"stdio_renumbered", stdio_renumbered},
     {0},
 };
