@@ -34,6 +34,7 @@ type bench struct {
 	keys, hot  sizeValue
 	noSampling bool
 	svg        string
+	summary    bool
 
 	line  *liveLine
 	begin time.Time
@@ -70,7 +71,7 @@ pace through this node.
     blackout    how long the worker ran nowhere, as the source saw it
     expected    what the source took that to become, before pages travelled
     gap         the longest a client waited for a reply beyond its pace
-    p99         of the client's calls: before, during the move up to the
+    p50, p99    of the client's calls: before, during the move up to the
                 resume, and in the second after it
     of min      bytes on the wire against those that had to move
     faults      pages that the worker asked for and waited for
@@ -144,6 +145,7 @@ stop-and-copy the worker stands still for all of it: begin with few cells.`,
 	f.Var(&b.before, "before", "how long to look at a worker before it moves")
 	f.Var(&limit, "limit", "how long one run may take")
 	f.StringVar(&b.module, "app", "", "the key-value store (default: apps/kvstore.wasm beside this binary, then bin/apps/kvstore.wasm)")
+	f.BoolVar(&b.summary, "summary", false, "print a line for each cell, of auto, and how it compares with the other strategies")
 	f.StringVar(&b.svg, "svg", "", "draw the result into this file")
 	f.StringArrayVar(&read, "read", nil, "measure nothing: show what `FILE` holds of -o json (repeatable: runs of one pair of nodes)")
 	_ = cmd.MarkFlagFilename("app", "wasm")
@@ -212,7 +214,13 @@ func (b *bench) runAll(ctx context.Context) error {
 
 // show prints and draws a result.
 func (b *bench) show(res control.Bench) error {
-	if err := b.app.print(&res, func(w io.Writer) { benchTable(w, res) }); err != nil || b.svg == "" {
+	if err := b.app.print(&res, func(w io.Writer) {
+		if b.summary {
+			benchSummary(w, res)
+		} else {
+			benchTable(w, res)
+		}
+	}); err != nil || b.svg == "" {
 		return err
 	}
 	if err := os.WriteFile(b.svg, benchSVG(res), 0o644); err != nil {

@@ -74,7 +74,7 @@ const benchColumns = 13
 // benchTable prints medians, and for the blackout how far they spread.
 func benchTable(w io.Writer, b control.Bench) {
 	fmt.Fprintf(w, "%s → %s, round trip %s; the client calls every %s\n\n", freeText(b.From), freeText(b.To), millis(b.RTTMs), millis(b.PaceMs))
-	row(w, "MEMORY", "DIRTY/S", "STRATEGY", "BLACKOUT", "EXPECTED", "GAP", "P99 BEFORE", "DURING", "AFTER", "TOTAL", "BYTES", "OF MIN", "FAULTS")
+	row(w, "MEMORY", "DIRTY/S", "STRATEGY", "BLACKOUT", "EXPECTED", "GAP", "P50, P99 BEFORE", "DURING", "AFTER", "TOTAL", "BYTES", "OF MIN", "FAULTS")
 	last := benchCell{}
 	repeats := 1
 	for _, r := range benchRows(b.Runs) {
@@ -88,27 +88,20 @@ func benchTable(w io.Writer, b control.Bench) {
 			continue
 		}
 		repeats = max(repeats, len(r.runs)+r.failed)
-		blackout := millis(r.median(benchBlackout))
-		if len(r.runs) > 1 {
-			least, most := r.runs[0].Migration.BlackoutMs, 0.0
-			for _, run := range r.runs {
-				least, most = min(least, run.Migration.BlackoutMs), max(most, run.Migration.BlackoutMs)
-			}
-			blackout += fmt.Sprintf(" (%.3g-%.3g)", least, most)
-		}
-		if r.failed > 0 {
-			blackout += fmt.Sprintf(", %d failed", r.failed)
-		}
 		expected := ""
 		if p := r.runs[len(r.runs)-1].Migration.Predicted; p != nil {
 			expected = millis(p.BlackoutMs)
 		}
 		of := func(f func(control.BenchRun) float64) string { return millis(r.median(f)) }
-		row(w, append(head, blackout, expected,
+		calls := func(f func(control.BenchRun) control.BenchLatency) string {
+			return of(func(r control.BenchRun) float64 { return f(r).P50Ms }) + ", " +
+				of(func(r control.BenchRun) float64 { return f(r).P99Ms })
+		}
+		row(w, append(head, r.blackoutText(), expected,
 			of(func(r control.BenchRun) float64 { return r.Client.GapMs }),
-			of(func(r control.BenchRun) float64 { return r.Client.Before.P99Ms }),
-			of(func(r control.BenchRun) float64 { return r.Client.During.P99Ms }),
-			of(func(r control.BenchRun) float64 { return r.Client.After.P99Ms }),
+			calls(func(r control.BenchRun) control.BenchLatency { return r.Client.Before }),
+			calls(func(r control.BenchRun) control.BenchLatency { return r.Client.During }),
+			calls(func(r control.BenchRun) control.BenchLatency { return r.Client.After }),
 			of(func(r control.BenchRun) float64 { return r.Migration.TotalMs }),
 			shortSize(r.median(func(r control.BenchRun) float64 { return float64(r.Migration.BytesOnWire) })),
 			fmt.Sprintf("%.2f", r.median(ofMinimum)),

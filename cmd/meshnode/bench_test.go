@@ -215,3 +215,115 @@ func TestBenchFigures(t *testing.T) {
 		}
 	}
 }
+
+// TestBenchTable: every figure of a cell is in its line, and the drawing has
+// both its parts.
+func TestBenchTable(t *testing.T) {
+	run := func(mib uint64, strategy string) control.BenchRun {
+		return control.BenchRun{
+			MemoryBytes: mib << 20, DirtyBytesPerSec: 10 << 20, Strategy: strategy,
+			Migration: &control.Migration{
+				PrepareMs: 300, BlackoutMs: 12, TotalMs: 2000, BytesOnWire: 11 << 20, MinimumBytes: 10 << 20, PagesDemanded: 7,
+				Predicted: &control.Prediction{BlackoutMs: 13},
+			},
+			Client: control.BenchClient{
+				GapMs:  21,
+				Before: control.BenchLatency{P50Ms: 1, P99Ms: 2}, During: control.BenchLatency{P50Ms: 3, P99Ms: 4},
+				After: control.BenchLatency{P50Ms: 5, P99Ms: 6},
+			},
+			Timeline: []control.Progress{
+				{Phase: control.PhaseWarm, ElapsedMs: 100}, {Phase: control.PhaseDrain, ElapsedMs: 400, BytesOnWire: 10 << 20, PagesDemanded: 7},
+			},
+		}
+	}
+	res := control.Bench{From: "a", To: "b", RTTMs: 10, PaceMs: 10, Runs: []control.BenchRun{run(16, "auto"), run(64, "auto"), run(16, "hybrid")}}
+	var out bytes.Buffer
+	benchTable(&out, res)
+	var got []string
+	for line := range strings.Lines(out.String()) {
+		got = append(got, strings.Join(strings.Fields(line), " "))
+	}
+	for i, want := range map[int]string{
+		2: "MEMORY DIRTY/S STRATEGY BLACKOUT EXPECTED GAP P50, P99 BEFORE DURING AFTER TOTAL BYTES OF MIN FAULTS",
+		3: "16 MiB 10 MiB auto 12.0 ms 13.0 ms 21.0 ms 1.00 ms, 2.00 ms 3.00 ms, 4.00 ms 5.00 ms, 6.00 ms 2.00 s 11 MiB 1.10 7",
+	} {
+		if i >= len(got) || got[i] != want {
+			t.Errorf("line %d is not %q:\n%s", i, want, &out)
+		}
+	}
+	svg := string(benchSVG(res))
+	for _, part := range []string{
+		">Moves from a to b<", ">10 MiB/s written<", ">16 MiB<", ">64 MiB<", ">auto<", ">hybrid<",
+		">One move: 16 MiB, 10 MiB/s written, auto<", ">blackout 12.0 ms<", ">bytes on the wire<", ">pages the worker waited for<",
+	} {
+		if !strings.Contains(svg, part) {
+			t.Errorf("nothing in the drawing says %q", part)
+		}
+	}
+	// Auto's line over two memories and its key; hybrid's key; and both strips.
+	if n := strings.Count(svg, "<polyline"); n != 5 {
+		t.Errorf("%d lines are drawn, want 5", n)
+	}
+}
+
+func TestBenchSummary(t *testing.T) {
+	res := control.Bench{From: "a", To: "b", RTTMs: 10, ElapsedMs: 83_000}
+	add := func(mib, dirty uint64, strategy string, blackouts ...float64) {
+		for _, ms := range blackouts {
+			r := control.BenchRun{
+				MemoryBytes: mib << 20, DirtyBytesPerSec: dirty << 20, Strategy: strategy,
+				Migration: &control.Migration{BlackoutMs: ms, TotalMs: 2000, BytesOnWire: 11, MinimumBytes: 10},
+				Client:    control.BenchClient{GapMs: 2 * ms, During: control.BenchLatency{P99Ms: 7}, After: control.BenchLatency{P99Ms: 9}},
+			}
+			if ms == 0 {
+				r.Migration, r.Error = nil, "it failed"
+			}
+			res.Runs = append(res.Runs, r)
+		}
+	}
+	add(16, 0, "hybrid", 10, 12, 11)
+	add(16, 0, "auto", 10, 11.5, 13)
+	add(16, 10, "auto", 8, 20, 0)
+	add(16, 10, "post-copy", 9, 10)
+	add(512, 10, "auto", 28)
+	add(512, 10, "post-copy", 14)
+	add(512, 0, "auto", 11)
+	add(512, 50, "auto", 0)
+	add(512, 50, "hybrid", 14)
+
+	var out bytes.Buffer
+	a := &app{stdout: &out, format: enumValue{value: "table"}}
+	if err := (&bench{app: a, summary: true}).show(res); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(out.String()) {
+		got = append(got, strings.Join(strings.Fields(line), " "))
+	}
+	want := []string{
+		"a → b, round trip 10.0 ms, 16 moves in 1m23s",
+		"auto, medians; in brackets the shortest and the longest",
+		"",
+		"MEMORY DIRTY/S BLACKOUT GAP P99 DURING AFTER TOTAL OF MIN AGAINST THE BEST",
+		"16 MiB 0 B 11.5 ms (10-13) 23.0 ms 7.00 ms 9.00 ms 2.00 s 1.10 1.05 of hybrid",
+		"16 MiB 10 MiB 14.0 ms (8-20), 1 failed 28.0 ms 7.00 ms 9.00 ms 2.00 s 1.10 1.47 of post-copy, runs overlap",
+		"512 MiB 0 B 11.0 ms 22.0 ms 7.00 ms 9.00 ms 2.00 s 1.10 -",
+		"512 MiB 10 MiB 28.0 ms 56.0 ms 7.00 ms 9.00 ms 2.00 s 1.10 2.00 of post-copy",
+		"",
+		"longest blackout: 28.0 ms, in the cell of 512 MiB, 10 MiB/s",
+		"blackout of 512 MiB against 16 MiB, 0 B/s: 0.96",
+		"blackout of 512 MiB against 16 MiB, 10 MiB/s: 2.00",
+		"blackout of auto against the other strategies: shortest, or within a tenth of it, in 1 of 3 cells; its runs and those of the best overlap in 1 more",
+		"1 cell without a move that succeeded",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+
+	for name, runs := range map[string][]control.BenchRun{"nothing": nil, "failures": {{Strategy: "auto", Error: "it failed"}}} {
+		out.Reset()
+		if err := (&bench{app: a, summary: true}).show(control.Bench{From: "a", To: "b", Runs: runs}); err != nil || !strings.Contains(out.String(), "none succeeded") {
+			t.Errorf("%s: %v\n%s", name, err, &out)
+		}
+	}
+}

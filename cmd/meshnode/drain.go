@@ -85,9 +85,9 @@ func drainTable(w io.Writer, d control.DrainResult) {
 	case control.DrainDone:
 		fmt.Fprintf(w, "node %s is empty: %s moved in %s\n", freeText(d.Node), plural(d.Moved, "worker"), millis(d.ElapsedMs))
 	case control.DrainUndone:
-		fmt.Fprintf(w, "node %s was opened again: %s moved, %d stay\n", freeText(d.Node), plural(d.Moved, "worker"), len(d.Left))
+		fmt.Fprintf(w, "node %s was opened again: %s moved, %d still here\n", freeText(d.Node), plural(d.Moved, "worker"), len(d.Left))
 	default:
-		fmt.Fprintf(w, "node %s is not empty after %s: %s moved, %d are left\n", freeText(d.Node), millis(d.ElapsedMs), plural(d.Moved, "worker"), len(d.Left))
+		fmt.Fprintf(w, "node %s is not empty after %s: %s moved, %d left\n", freeText(d.Node), millis(d.ElapsedMs), plural(d.Moved, "worker"), len(d.Left))
 	}
 	for _, l := range d.Left {
 		s := freeText(l.Reason)

@@ -23,7 +23,7 @@ func (a *app) upCommand() *cobra.Command {
 		join         = addrValue{needHost: true}
 		advertise    addrsValue
 		labels       pairsValue
-		interfaces   []string
+		interfaces   interfacesValue
 		accelerators []string
 		access       durationValue
 		moveIn       durationValue
@@ -76,7 +76,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 				Advertise:    advertise.addrs,
 				Name:         name,
 				Labels:       labels.labels(),
-				Interfaces:   interfaces,
+				Interfaces:   interfaces.list,
 				Accelerators: accelerators,
 
 				PromiseAccess:  access.d,
@@ -127,7 +127,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.StringVar(&cpuStat, "cpu-stat", "", "the file that counts this node's CPU times, for containers that have their own (default: /proc/stat)")
 	f.Var(&workerMemory, "worker-memory", "the most that the memory limits of all workers here may add up to, as 8GiB (default: the machine's memory)")
 	f.Var(&labels, "label", "a label for the capability document (repeatable)")
-	f.StringArrayVar(&interfaces, "interface", nil, "an interface of this host that workers may use, as camera or location (repeatable)")
+	f.Var(&interfaces, "interface", "an interface of this host that workers may use (repeatable): a name, as camera, and behind it =file:PATH, or =exec: and a command, for workers to read")
 	f.StringArrayVar(&accelerators, "accelerator", nil, "an accelerator of this host (repeatable)")
 	f.Var(&access, "promise-access", "the round trip that this node promises to users attached to it")
 	f.Var(&moveIn, "promise-move-in", "the blackout that it promises for workers that arrive")
@@ -138,7 +138,7 @@ node that lets others in; --join enrols it in an existing mesh instead.
 	f.Var(&metrics, "metrics", "where to serve Prometheus metrics (port 0: any, see status), or off")
 	f.Var(&eventTimeout, "event-timeout", "how long a worker may take over one event before it is stopped")
 	f.Var(&drainTimeout, "drain-timeout", "how long a worker waits for memory still at a node that cannot be reached")
-	f.Var(&stopTimeout, "stop-timeout", "how long workers may take to leave when the node is told to stop; 0 lets none leave")
+	f.Var(&stopTimeout, "stop-timeout", "how long a node that is told to stop may take for its workers: to leave, or to be given to their guardians; 0 ends them at once")
 	f.Var(&pushRate, "push-rate", "the most memory a second that all moves from here together may push, as 10MiB; what a worker waits for is not held back (default: no limit)")
 	f.Var(&pageCache, "page-cache", "how much disk the memory of workers that were here may take, so that they return with less; 0B is none")
 	f.BoolVar(&interpreter, "interpreter", false, "run WebAssembly without compiling it")

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"meshnode/node"
 	"meshnode/node/control"
 )
 
@@ -237,6 +239,26 @@ func (v *pairsValue) labels() map[string]string {
 	}
 	return m
 }
+
+// An interfacesValue collects the interfaces of this host, each given once.
+type interfacesValue struct {
+	list  []node.Interface
+	texts []string
+}
+
+func (v *interfacesValue) Set(s string) error {
+	f, err := node.ParseInterface(s)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(v.list, func(g node.Interface) bool { return g.Name == f.Name }) {
+		return fmt.Errorf("interface %s is given twice", f.Name)
+	}
+	v.list, v.texts = append(v.list, f), append(v.texts, s)
+	return nil
+}
+func (v *interfacesValue) String() string { return strings.Join(v.texts, " ") }
+func (v *interfacesValue) Type() string   { return "NAME[=SOURCE]" }
 
 // A sizesValue is a list of numbers of bytes with their units, as 16MiB,64MiB.
 type sizesValue struct {

@@ -23,7 +23,7 @@ func (a *app) workerCommand() *cobra.Command {
 		a.workerRunCommand(), a.workerListCommand(), a.workerShowCommand(), a.workerLogsCommand(),
 		a.workerCallCommand(), a.workerSendCommand(), a.workerAttachCommand(), a.workerMigrateCommand(),
 		a.workerExplainCommand(), a.workerPinCommand(), a.workerUnpinCommand(),
-		a.workerExportCommand(), a.workerImportCommand(),
+		a.workerFilesCommand(), a.workerExportCommand(), a.workerImportCommand(),
 		a.workerVerbCommand("pause", "Let a worker take no more messages; they wait", (*control.Client).Pause),
 		a.workerVerbCommand("resume", "Let a paused worker go on", (*control.Client).Resume),
 		a.workerVerbCommand("stop", "End a worker; its state is gone", (*control.Client).Stop),
@@ -297,7 +297,13 @@ func workerTable(out io.Writer, w control.Worker) {
 	if w.Pinned {
 		field(out, "pinned", "does not move by itself")
 	}
+	for _, f := range w.Interfaces {
+		field(out, "interface", interfaceText(f))
+	}
 	field(out, "guardian", guardianText(w.Guardian))
+	if w.Guardian != nil {
+		field(out, "checkpoint", checkpointText(w.Guardian.Checkpoint))
+	}
 	field(out, "suspend", freeText(w.Suspend))
 	field(out, "directories", dirsText(w))
 	events := fmt.Sprint(w.Events)
@@ -320,6 +326,22 @@ func workerTable(out io.Writer, w control.Worker) {
 	field(out, "created", w.Created.Local().Format(time.RFC3339)+", "+ago(w.Created)+" ago")
 }
 
+// interfaceText says where a worker reads an interface, and how that goes.
+func interfaceText(f control.WorkerInterface) string {
+	s := fmt.Sprintf("%s, %s", freeText(f.Name), freeText(f.Access))
+	if f.Node != "" {
+		s += ", read at " + freeText(f.NodeName)
+	}
+	s += fmt.Sprintf(", %s here", plural(int(f.Reads), "reading"))
+	if f.Failed > 0 {
+		s += fmt.Sprintf(", %d failed", f.Failed)
+	}
+	if f.Error != "" {
+		s += ": " + freeText(f.Error)
+	}
+	return s
+}
+
 // guardianText says who takes a worker over, and how its lease stands; empty if
 // it asks for nobody.
 func guardianText(g *control.Guardian) string {
@@ -336,6 +358,24 @@ func guardianText(g *control.Guardian) string {
 	s := name + ", lease " + freeText(g.State)
 	if g.LeaseMs > 0 {
 		s += fmt.Sprintf(", of %s, renewed %s ago", millis(g.LeaseMs), millis(g.AgeMs))
+	}
+	return s
+}
+
+// checkpointText says what the guardian has of a worker's state; empty if nobody
+// asks for that.
+func checkpointText(c *control.Checkpoint) string {
+	if c == nil {
+		return ""
+	}
+	s := "none yet"
+	if c.Count > 0 {
+		s = fmt.Sprintf("%s ago, %s, of which %s travelled; pause %s, the longest %s; %s/s in all", millis(c.AgeMs), size(c.Bytes),
+			size(c.SentBytes), millis(c.PauseMs), millis(c.LongestMs), shortSize(c.BytesPerSecond))
+	}
+	s += "; every " + millis(c.EveryMs)
+	if c.Reason != "" {
+		s += ": " + freeText(c.Reason)
 	}
 	return s
 }

@@ -110,6 +110,12 @@ type Backend interface {
 	// Export yields all of the worker, as it was at one moment, and leaves it as
 	// it is. The caller closes it.
 	Export(ctx context.Context, ref string) (io.ReadCloser, error)
+	// Files describes what is at a path of a command worker's files, and lists
+	// the entries of a directory whose names come behind after, as many as it
+	// likes. The path "" lists the directories that the worker has.
+	Files(ctx context.Context, ref, path, after string) (FileList, error)
+	// ReadFile returns a part of a file; none is its end.
+	ReadFile(ctx context.Context, ref, path string, offset int64) ([]byte, error)
 	Pause(ctx context.Context, ref string) (Worker, error)
 	Resume(ctx context.Context, ref string) (Worker, error)
 	Stop(ctx context.Context, ref string) (Worker, error)

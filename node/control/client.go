@@ -328,6 +328,46 @@ func (c *Client) Export(ctx context.Context, ref string, w io.Writer) error {
 	return nil
 }
 
+// Files describes what is at a path of a command worker's files, with all
+// entries of a directory. The path "" lists the directories that it has.
+func (c *Client) Files(ctx context.Context, ref, path string) (all FileList, err error) {
+	if err := checkRef("worker", ref); err != nil {
+		return all, err
+	}
+	for after := ""; ; {
+		q := url.Values{"path": {path}, "after": {after}}
+		var d FileList
+		if err := c.do(ctx, http.MethodGet, workerPath(ref, "/files?"+q.Encode()), nil, &d); err != nil {
+			return all, err
+		}
+		entries := append(all.Entries, d.Entries...)
+		all = d
+		all.Entries, all.More = entries, false
+		if !d.More || len(d.Entries) == 0 {
+			return all, nil
+		}
+		after = d.Entries[len(d.Entries)-1].Name
+	}
+}
+
+// ReadFile writes one of a command worker's files to w. Only a nil error means
+// that all of it is there.
+func (c *Client) ReadFile(ctx context.Context, ref, path string, w io.Writer) error {
+	if err := checkRef("worker", ref); err != nil {
+		return err
+	}
+	q := url.Values{"path": {path}}
+	resp, err := c.request(ctx, http.MethodGet, workerPath(ref, "/file?"+q.Encode()), nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err = io.Copy(w, resp.Body); err != nil {
+		return clientError(ctx, err)
+	}
+	return nil
+}
+
 // Import makes a worker of what Export has written, at the daemon's node. An
 // empty name is the name that the exported one had.
 func (c *Client) Import(ctx context.Context, name string, file io.Reader) (d Worker, err error) {

@@ -70,6 +70,9 @@
 //	POST /v1/workers/WORKER/migrate    * MigrateRequest; stream of Progress that
 //	                                     ends with a Migration
 //	POST /v1/workers/WORKER/explain    * ExplainRequest; Explanation
+//	GET  /v1/workers/WORKER/files      * ?path=P; FileList: what is there of a
+//	                                     command's files, and behind &after=NAME
+//	GET  /v1/workers/WORKER/file       * ?path=P; the bytes of one of them
 //	POST /v1/workers/WORKER/plan       * MigrateRequest; MovePlan: what that
 //	                                     would be like
 //	POST /v1/workers/WORKER/app        * AppRequest; Worker: it has another manifest

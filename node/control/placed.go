@@ -158,14 +158,40 @@ type Guardian struct {
 	LeaseMs float64 `json:"leaseMs,omitempty"`
 	AgeMs   float64 `json:"ageMs,omitempty"`
 	Reason  string  `json:"reason,omitempty"` // why there is none
+	// Checkpoint is the state that the guardian would go on from; nil if the
+	// manifest asks for none. Only from the worker's own node.
+	Checkpoint *Checkpoint `json:"checkpoint,omitempty"`
+}
+
+// A Checkpoint says how a worker's state is kept at its guardian.
+type Checkpoint struct {
+	// EveryMs is how often one is made, as the manifest says or less often, for
+	// Reason.
+	EveryMs float64 `json:"everyMs"`
+	// Count is how many were made for this guardian. The rest is of the last of
+	// them; all 0 if there is none.
+	Count uint64  `json:"count"`
+	AgeMs float64 `json:"ageMs,omitempty"`
+	// Bytes is what of the worker is not zero, SentBytes what travelled of it.
+	Bytes     uint64 `json:"bytes,omitempty"`
+	SentBytes uint64 `json:"sentBytes,omitempty"`
+	// PauseMs is how long the worker stood still for it, LongestMs the longest of
+	// all of them.
+	PauseMs   float64 `json:"pauseMs,omitempty"`
+	LongestMs float64 `json:"longestMs,omitempty"`
+	// BytesPerSecond is what all of them have sent since the first began.
+	BytesPerSecond float64 `json:"bytesPerSecond,omitempty"`
+	// Reason says why none is made, or less often.
+	Reason string `json:"reason,omitempty"`
 }
 
 // States of a lease.
 const (
-	LeaseNone   = "none"   // nobody takes the worker
-	LeaseAsked  = "asked"  // a node was asked to be the guardian
-	LeaseHeld   = "held"   // the guardian takes it if it hears nothing
-	LeaseLapsed = "lapsed" // the guardian does not answer: the worker stands still
+	LeaseNone    = "none"    // nobody takes the worker
+	LeaseAsked   = "asked"   // a node was asked to be the guardian
+	LeaseHeld    = "held"    // the guardian takes it if it hears nothing
+	LeaseLapsed  = "lapsed"  // the guardian does not answer: the worker stands still
+	LeaseYielded = "yielded" // the worker's node runs it no more: the guardian takes it now
 )
 
 // Outcomes of moves and starts. Other events have words of their own.

@@ -55,6 +55,14 @@ func Match(what, ref string, candidates []Named) (int, error) {
 	}
 }
 
+// NoFile is the error for a path at which a worker has nothing.
+func NoFile(worker, path string) *Error {
+	return &Error{
+		Code: CodeNotFound, Message: fmt.Sprintf("worker %s has no file %s", worker, path),
+		Hint: fmt.Sprintf("`meshnode worker files %s` lists its directories", worker),
+	}
+}
+
 // NotFound says that there is no such node or worker (what), and suggests
 // those of names that ref may have meant.
 func NotFound(what, ref string, names []string) *Error {

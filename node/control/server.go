@@ -216,6 +216,8 @@ func (s *Server) workerRoutes(route func(string, func(http.ResponseWriter, *http
 	route("GET /v1/workers/{ref}", s.getWorker)
 	route("GET /v1/workers/{ref}/logs", s.getLogs)
 	route("GET /v1/workers/{ref}/export", s.getExport)
+	route("GET /v1/workers/{ref}/files", s.getFiles)
+	route("GET /v1/workers/{ref}/file", s.getFile)
 	route("POST /v1/workers/{ref}/migrate", s.postMigrate)
 	route("POST /v1/workers/{ref}/explain", s.postExplain)
 	route("POST /v1/workers/{ref}/plan", s.postPlan)
@@ -589,6 +591,39 @@ func (s *Server) getExport(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+func (s *Server) getFiles(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	d, err := s.backend.Files(r.Context(), r.PathValue("ref"), q.Get("path"), q.Get("after"))
+	if err != nil {
+		return err
+	}
+	return writeDocument(w, &d)
+}
+
+// getFile sends a file as it is while it is read: what the worker changes
+// meanwhile may be in it or not.
+func (s *Server) getFile(w http.ResponseWriter, r *http.Request) error {
+	name := r.URL.Query().Get("path")
+	for at := int64(0); ; {
+		b, err := s.backend.ReadFile(r.Context(), r.PathValue("ref"), name, at)
+		switch {
+		case err != nil && at == 0:
+			return err
+		case err != nil:
+			panic(http.ErrAbortHandler) // the client is to learn that there is more
+		case at == 0:
+			w.Header().Set("Content-Type", "application/octet-stream")
+		}
+		if len(b) == 0 {
+			return nil
+		}
+		if _, err := w.Write(b); err != nil {
+			panic(http.ErrAbortHandler) // the client has gone
+		}
+		at += int64(len(b))
+	}
+}
+
 func (s *Server) postImport(w http.ResponseWriter, r *http.Request) error {
 	name := r.URL.Query().Get("name")
 	if name != "" {
@@ -834,9 +869,11 @@ func (t *followTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	for range maxMoves {
 		out := r.Clone(r.Context())
 		out.URL.Host, out.Host = home, home
-		out.Body, out.ContentLength = http.NoBody, 0
+		out.Body, out.GetBody, out.ContentLength = http.NoBody, nil, 0
 		if len(t.body) > 0 {
-			out.Body, out.ContentLength = io.NopCloser(bytes.NewReader(t.body)), int64(len(t.body))
+			out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(t.body)), nil }
+			out.Body, _ = out.GetBody()
+			out.ContentLength = int64(len(t.body))
 		}
 		resp, err := t.backend.Peer(home).RoundTrip(out)
 		if err != nil || resp.StatusCode != http.StatusMisdirectedRequest {

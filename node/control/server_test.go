@@ -335,6 +335,17 @@ func TestMigrateStreams(t *testing.T) {
 			}
 			_, err = c.Plan(t.Context(), "counter", control.MigrateRequest{To: home, Strategy: "teleport"})
 			wantCode(t, err, control.CodeInvalid)
+			d, err := c.Files(t.Context(), "counter", "/data")
+			if err != nil || d.Kind != "FileList" || len(d.Entries) != 1 || d.Entries[0].Name != "name" || d.More {
+				t.Errorf("files %+v, %v", d, err)
+			}
+			var content strings.Builder
+			if err := c.ReadFile(t.Context(), "counter", "/data/name", &content); err != nil || content.String() != "counter" {
+				t.Errorf("read %q, %v", &content, err)
+			}
+			wantCode(t, c.ReadFile(t.Context(), "counter", "/data/none", &content), control.CodeNotFound)
+			_, err = c.Files(t.Context(), "counter", "/none")
+			wantCode(t, err, control.CodeNotFound)
 			w, err := c.SampleWorker(t.Context(), "counter", 1500*time.Microsecond)
 			if err != nil || w.HomeName != "edge-b" || w.Activity == nil || w.Activity.SampledMs != 1.5 {
 				t.Errorf("sample %+v, %v", w, err)

@@ -48,6 +48,7 @@ func (d *JoinResult) stamp()  { d.set("JoinResult") }
 func (d *LeaveResult) stamp() { d.set("LeaveResult") }
 func (d *WorkerList) stamp()  { d.set("WorkerList") }
 func (d *Worker) stamp()      { d.set("Worker") }
+func (d *FileList) stamp()    { d.set("FileList") }
 func (d *LogLine) stamp()     { d.set("LogLine") }
 func (d *CallResult) stamp()  { d.set("CallResult") }
 func (d *Progress) stamp()    { d.set("Progress") }
@@ -300,6 +301,31 @@ type RunRequest struct {
 	FilesLimit int64 `json:"filesLimit,omitempty"`
 }
 
+// A FileList describes one of a command worker's files or directories, and what
+// is in that.
+type FileList struct {
+	Meta
+	Path string `json:"path"` // as asked for
+	// File says what is there. Its Name is that in its directory.
+	File File `json:"file"`
+	// Entries are a directory's, ordered by name. More says that there are others
+	// behind them.
+	Entries []File `json:"entries,omitempty"`
+	More    bool   `json:"more,omitempty"`
+}
+
+// FileRegular is the Kind of a File with content.
+const FileRegular = "file"
+
+// A File is one of a command worker's files, directories or symbolic links.
+type File struct {
+	Name     string    `json:"name"`
+	Kind     string    `json:"kind"` // file, directory or link
+	Size     int64     `json:"size"` // a file's, in bytes
+	Modified time.Time `json:"modified,omitzero"`
+	Target   string    `json:"target,omitempty"` // a link's
+}
+
 // A Dir is a directory that a program finds open.
 type Dir struct {
 	// Name is what the program knows it by, as /data.
@@ -345,6 +371,7 @@ const (
 	StateExited   = "exited"   // its program ran to its end
 	StateFailed   = "failed"   // ended by itself: see Worker.Reason
 	StateLost     = "lost"     // its memory cannot be had any more: see Worker.Reason
+	StateOrphaned = "orphaned" // its node runs it no more, its guardian is about to: see Worker.Reason
 	// StateSuperseded is what a session hears that began with a worker whose node
 	// fell silent, and which another node has started anew.
 	StateSuperseded = "superseded"
@@ -445,6 +472,23 @@ type Worker struct {
 	// HeldMs is how long it was held back, where it runs now, because its
 	// manifest's limits.cpu gives it no more. Only where one worker is asked for.
 	HeldMs float64 `json:"heldMs,omitempty"`
+	// Interfaces are those of its manifest. Only where one worker is asked for.
+	Interfaces []WorkerInterface `json:"interfaces,omitempty"`
+}
+
+// WorkerInterface is an interface of a host that a worker's manifest names.
+type WorkerInterface struct {
+	Name   string `json:"name"`
+	Access string `json:"access"` // pin or proxy
+	// Node is the id of the node that is read; empty until the first read of one
+	// that is proxied.
+	Node     string `json:"node,omitempty"`
+	NodeName string `json:"nodeName,omitempty"`
+	// Reads and Failed count since the worker came to where it runs; Error says
+	// why the last read failed, if it did.
+	Reads  uint64 `json:"reads"`
+	Failed uint64 `json:"failed"`
+	Error  string `json:"error,omitempty"`
 }
 
 // WorkerUsers are the clients of a worker that enter the mesh at one node.

@@ -516,6 +516,39 @@ func (b *Backend) Export(_ context.Context, ref string) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader(w.Name)), nil
 }
 
+// Files implements control.Backend: there is one file, called name, with the
+// worker's name in it, in the directory /data.
+func (b *Backend) Files(_ context.Context, ref, path, after string) (control.FileList, error) {
+	w, err := b.home(ref)
+	if err != nil {
+		return control.FileList{}, err
+	}
+	file := control.File{Name: "name", Kind: "file", Size: int64(len(w.Name))}
+	switch path {
+	case "/data":
+		d := control.FileList{Path: path, File: control.File{Name: "data", Kind: "directory"}}
+		if after < file.Name {
+			d.Entries, d.More = append(d.Entries, file), true
+		}
+		return d, nil
+	case "/data/name":
+		return control.FileList{Path: path, File: file}, nil
+	}
+	return control.FileList{}, control.NoFile(w.Name, path)
+}
+
+// ReadFile implements control.Backend, a byte at a time.
+func (b *Backend) ReadFile(_ context.Context, ref, path string, offset int64) ([]byte, error) {
+	w, err := b.home(ref)
+	if err != nil {
+		return nil, err
+	}
+	if path != "/data/name" {
+		return nil, control.NoFile(w.Name, path)
+	}
+	return []byte(w.Name[offset:min(offset+1, int64(len(w.Name)))]), nil
+}
+
 // Locate implements control.Backend.
 func (b *Backend) Locate(_ context.Context, ref string) (control.Location, error) {
 	b.mesh.mu.Lock()
