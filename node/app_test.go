@@ -300,7 +300,7 @@ func TestLoad(t *testing.T) {
 			return !slices.ContainsFunc(n.mesh.Members(), func(m mesh.Member) bool { return m.Record.Speed == 0 })
 		})
 	}
-	manifest := func(limit time.Duration) string {
+	manifest := func(limit time.Duration, stay float64) string {
 		return fmt.Sprintf(`apiVersion: meshnode/v1alpha1
 kind: App
 name: kv
@@ -308,10 +308,10 @@ module: {path: kvstore.wasm}
 limits: {memory: 64MiB}
 objectives: {event: {max: %dus, quantile: p50, window: 10s}}
 migration: {holdFor: 0s, minDwell: 0s}
-placement: {prefer: [{nodes: [%s], weight: 0.1}]}
-`, limit.Microseconds(), a.name())
+placement: {prefer: [{nodes: [%s], weight: %g}]}
+`, limit.Microseconds(), a.name(), stay)
 	}
-	if d, err := a.applyModule(t, manifest(time.Hour), "kvstore"); err != nil || d.Workers[0].Node != a.name() {
+	if d, err := a.applyModule(t, manifest(time.Hour, 100), "kvstore"); err != nil || d.Workers[0].Node != a.name() {
 		t.Fatalf("applied: %+v, %v", d, err)
 	}
 	a.call(t, "kv", "init 1MiB")
@@ -326,7 +326,7 @@ placement: {prefer: [{nodes: [%s], weight: 0.1}]}
 	// Four times what an event takes here is far less than it takes here when
 	// the machine has next to no time for it, and far more than there.
 	limit := 4 * a.worker(w.ID).times.summary(time.Now()).p50
-	if _, err := a.applyModule(t, manifest(limit), "kvstore"); err != nil {
+	if _, err := a.applyModule(t, manifest(limit, 0.1), "kvstore"); err != nil {
 		t.Fatal(err)
 	}
 	a.load.Store(98)

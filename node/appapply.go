@@ -522,14 +522,23 @@ func (n *Node) giveManifest(ctx context.Context, e entry, app *manifest.App, tex
 	}
 	out.Node = w.HomeName
 	if w.App == app.Name && w.Manifest == string(text) {
-		out.Action, out.Text = control.AppliedUnchanged, "goes by this manifest already"
+		out.Action, out.Text = control.AppliedUnchanged, "goes by this manifest already"+notGuarded(app, w)
 		return out
 	}
 	if w, err = c.SetApp(ctx, e.ID, control.AppRequest{Manifest: string(text)}); err != nil {
 		return fail(err)
 	}
-	out.Node, out.Action, out.Text = w.HomeName, control.AppliedChanged, "goes by the new manifest from now on, and moves if that asks for it"
+	out.Node, out.Action, out.Text = w.HomeName, control.AppliedChanged, "goes by the new manifest from now on, and moves if that asks for it"+notGuarded(app, w)
 	return out
+}
+
+// notGuarded says what of onDisconnect a worker that was started by hand cannot
+// have.
+func notGuarded(app *manifest.App, w control.Worker) string {
+	if app.OnDisconnect.Action != manifest.DisconnectFallback || len(w.Dirs) == 0 {
+		return ""
+	}
+	return "; but nobody takes it over if its node falls silent: it has directories, and a guardian is given no files"
 }
 
 // self returns a client of this node: the control API finds a worker wherever

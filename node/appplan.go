@@ -194,6 +194,9 @@ func (b backend) Explain(ctx context.Context, ref string, req control.ExplainReq
 	if req.Manifest == "" && !applied {
 		notes = append(notes, "no manifest was given: no objective counts, only nearness to users")
 	}
+	for _, c := range w.interfaces() {
+		notes = append(notes, interfaceText(c))
+	}
 	if g := w.guardianState(); g != nil {
 		notes = append(notes, leaseText(g))
 	}

@@ -40,6 +40,8 @@ type appState struct {
 	Auto  bool    `cbor:"6,keyasint,omitempty"`
 	CPU   float64 `cbor:"7,keyasint,omitempty"`
 	Speed uint32  `cbor:"8,keyasint,omitempty"`
+	// Interfaces says where proxied interfaces are read.
+	Interfaces []boundInterface `cbor:"9,keyasint,omitempty"`
 }
 
 // parse checks what a peer sent and reads the manifest; the result is nil
@@ -50,6 +52,8 @@ func (a *appState) parse() (*manifest.App, error) {
 		return nil, fmt.Errorf("what it carries of its app has version %d, this node reads %d", a.Version, appStateVersion)
 	case len(a.Manifest) > maxManifest:
 		return nil, fmt.Errorf("a manifest of %d bytes, at most %d", len(a.Manifest), maxManifest)
+	case checkBound(a.Interfaces) != nil:
+		return nil, checkBound(a.Interfaces)
 	case !(a.CPU >= 0 && a.CPU <= maxCores):
 		return nil, fmt.Errorf("a need of %v cores", a.CPU)
 	case len(a.Manifest) == 0:
@@ -92,9 +96,9 @@ type placed struct {
 	after    time.Time // no look before
 
 	// warm is the last node that was asked to make ready for the worker; it is
-	// not asked again before warmUntil.
-	warm      mesh.NodeID
-	warmUntil time.Time
+	// not asked again before warmUntil. warmed is the last that did.
+	warm, warmed mesh.NodeID
+	warmUntil    time.Time
 }
 
 // init makes p that of a worker without an app.
@@ -160,10 +164,17 @@ func (p *placed) isAuto() bool {
 	return p.auto
 }
 
+// carries is what travels with the worker of its app.
+func (w *worker) carries(now time.Time) appState {
+	a := w.place.pack(now)
+	a.Interfaces = w.reads.bound()
+	return a
+}
+
 // offered is what an offer says of a worker's app.
 func (w *worker) offered() appState {
 	now := time.Now()
-	a := w.place.pack(now)
+	a := w.carries(now)
 	if !w.place.isAuto() {
 		return a
 	}
@@ -200,6 +211,7 @@ func (m *moveIn) carried(w *worker, a appState) error {
 		}
 	}
 	w.place.arrived(a, app, time.Now(), m.from, m.n.id)
+	w.reads.bind(a.Interfaces)
 	w.keepLimits(app)
 	return nil
 }
@@ -208,6 +220,7 @@ func (m *moveIn) carried(w *worker, a appState) error {
 // form.
 func (w *worker) govern(app *manifest.App, text []byte) {
 	w.place.set(app, text)
+	w.bindHere(app)
 	w.keepLimits(app)
 }
 

@@ -95,6 +95,7 @@ func FuzzAppState(f *testing.F) {
 // more of it than there is, and what does not come gives its room back.
 func TestReserveRoom(t *testing.T) {
 	n := &Node{
+		guards: new(guards),
 		cfg:    Config{WorkerMemory: 300 << 20},
 		said:   &facts{},
 		book:   placement.NewReservations(reserveMost, reserveFor),

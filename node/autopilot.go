@@ -53,6 +53,9 @@ const (
 	// does not change, is left alone.
 	lookInterval = time.Second
 	restInterval = 5 * time.Second
+	// lookLeast is how long every worker is left alone: then there are new round
+	// trips where its users enter.
+	lookLeast = watchEvery
 	// userInterval is how long one is left alone that has users: they may walk.
 	userInterval = 2 * time.Second
 	// movesAtOnce bounds the moves that the autopilot has under way.
@@ -182,6 +185,10 @@ func (n *Node) lookAfter(ctx context.Context) error {
 			rest = userInterval
 		}
 		hindered := d.w.place.decided(v.Now(), rest, decision, next)
+		if decision.Reason == placement.Holding {
+			// The next turn may come when the objective is broken already.
+			time.AfterFunc(max(decision.Until.Sub(v.Now()), lookLeast), n.lookSoon)
+		}
 		if decision.Action != placement.Move {
 			if hindered {
 				n.events.add(n.hindrance(d, &decision))
@@ -271,7 +278,9 @@ func (p *placed) decided(now time.Time, rest time.Duration, d placement.Decision
 	p.last, p.state = d, next
 	p.due = now.Add(lookInterval / 2)
 	switch d.Reason {
-	case placement.Content, placement.Pinned, placement.NotAutomatic, placement.Immovable:
+	case placement.Holding:
+		p.due = now.Add(min(max(d.Until.Sub(now), lookLeast), lookInterval/2))
+	case placement.Content, placement.AtFallback, placement.Pinned, placement.NotAutomatic, placement.Immovable:
 		p.due = now.Add(rest)
 	}
 	switch d.Reason {
@@ -280,6 +289,9 @@ func (p *placed) decided(now time.Time, rest time.Duration, d placement.Decision
 	}
 	if d.Reason == placement.Content || d.Reason != was.Reason {
 		p.told = d.Reason
+	}
+	if d.Reason == placement.Content {
+		p.failures, p.failure = 0, "" // what may come is another matter
 	}
 	return false
 }

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"archive/zip"
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"testing"
 
 	"meshnode/node/control"
+	"meshnode/node/handover"
 )
 
 // program builds one of the suite, which knows nothing of moving.
@@ -243,4 +246,98 @@ func TestCommandModes(t *testing.T) {
 	if !errors.As(err, &ce) || ce.Code != control.CodeInvalid {
 		t.Errorf("a program as an event worker: %v", err)
 	}
+}
+
+// A worker whose memory is here does not end with the node it came from: what it
+// lacks of its files is an I/O error to it, and the rest it has.
+func TestCommandOutlivesItsFiles(t *testing.T) {
+	dir := t.TempDir()
+	a := startNode(t, dir, "a", nil)
+	b := startNode(t, t.TempDir(), "b", []*testNode{a})
+	for _, n := range []*testNode{a, b} {
+		waitFor(t, "the other member", func() bool { return len(n.mesh.Members()) == 2 })
+	}
+	book := make([]byte, 1<<20)
+	for i := range book { // no two pages alike
+		book[i] = byte(i>>12 + i%251)
+	}
+	var archive bytes.Buffer
+	z := zip.NewWriter(&archive)
+	f, err := z.Create("0/book")
+	if err == nil {
+		_, err = f.Write(book)
+	}
+	if err = errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	module, err := os.ReadFile(program(t, "notes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := control.RunRequest{Name: "notes", Dirs: []control.Dir{{Name: "/data"}}, FilesLimit: 4 << 20}
+	if _, err := a.client.RunWorkerIn(t.Context(), req, bytes.NewReader(module), int64(len(module)), &archive); err != nil {
+		t.Fatal(err)
+	}
+	w := a.locals()[0]
+
+	// It is not frozen before the destination is kept from fetching its files:
+	// from when the move has begun, requests wait.
+	frozen := make(chan struct{})
+	go func() {
+		_ = w.do(a.ctx, func() {
+			for {
+				select {
+				case f := <-w.requests:
+					w.mu.Lock()
+					moves := w.move != nil
+					w.mu.Unlock()
+					if moves {
+						<-frozen
+					}
+					f()
+				case <-frozen:
+					return
+				}
+			}
+		})
+	}()
+	to, ok := a.mesh.Member(b.id)
+	if !ok {
+		t.Fatal("the destination is no member")
+	}
+	if _, err := a.moveAway(t.Context(), w, to, moveOptions{strategy: handover.PostCopy}); err != nil {
+		t.Fatal(err)
+	}
+	var files *arrivingFiles
+	waitFor(t, "the arrival", func() bool {
+		in := b.arrival(w.ID)
+		if in == nil {
+			return false
+		}
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		files = in.files
+		return files != nil
+	})
+	files.mu.Lock()
+	close(frozen)
+	waitFor(t, "all of its memory", func() bool {
+		w, err := b.client.Worker(t.Context(), "notes")
+		return err == nil && w.Home == string(b.id) && w.State == control.StateDraining && w.ResidentShare == 1
+	})
+	a.stop(t)
+	startNode(t, dir, "a", nil)
+	files.mu.Unlock()
+
+	moved := listen(t, b, "notes")
+	for _, line := range []string{"append more words", "sum more", "sum book"} {
+		if err := b.client.Send(t.Context(), "notes", []byte(line)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "an answer", func() bool { return strings.Count(moved.text(), "\n") == 2 })
+	if got, want := moved.text(), "ok\nsum 569\nI/O error"; got != want {
+		t.Errorf("it said %q, want %q", got, want)
+	}
+	waitState(t, b, "notes", control.StateRunning)
 }

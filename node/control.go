@@ -404,6 +404,9 @@ func (b backend) Locate(_ context.Context, ref string) (control.Location, error)
 	if b.n.local(e.ID) != nil {
 		return control.Location{Worker: e.ID, Home: string(b.n.id), Local: true}, nil
 	}
+	if _, taken := b.n.takesOver(e.ID); e.Home == b.n.id && (taken || b.n.orphaned(e.ID) != nil) {
+		return control.Location{Worker: e.ID, Home: string(b.n.id), Local: true}, nil
+	}
 	if e.Home == b.n.id {
 		// Stopped here a moment ago.
 		return control.Location{}, control.NotFound("worker", ref, nil)
@@ -412,13 +415,36 @@ func (b backend) Locate(_ context.Context, ref string) (control.Location, error)
 }
 
 func (b backend) Peer(node string) http.RoundTripper {
-	return control.PeerTransport(func(ctx context.Context) (control.Conn, error) {
+	return repeater{control.PeerTransport(func(ctx context.Context) (control.Conn, error) {
 		s, err := b.n.mesh.Open(ctx, mesh.NodeID(node), protoControl, mesh.Urgent)
 		if err != nil {
 			return nil, reachError(err)
 		}
 		return s, nil
-	})
+	})}
+}
+
+// A repeater sends a request again of which the peer has seen nothing.
+type repeater struct{ http.RoundTripper }
+
+func (t repeater) RoundTrip(r *http.Request) (*http.Response, error) {
+	for try := 1; ; try++ {
+		resp, err := t.RoundTripper.RoundTrip(r)
+		if !errors.Is(err, mesh.ErrNotTaken) || try == 3 || r.Context().Err() != nil {
+			return resp, err
+		}
+		if r.Body != nil && r.Body != http.NoBody {
+			if r.GetBody == nil {
+				return nil, err
+			}
+			body, bodyErr := r.GetBody()
+			if bodyErr != nil {
+				return nil, err
+			}
+			r = r.Clone(r.Context())
+			r.Body = body
+		}
+	}
 }
 
 // here returns a local worker, or the error that says where it is.
@@ -431,6 +457,13 @@ func (b backend) here(ref string) (*worker, error) {
 		return w, nil
 	}
 	if e.Home == b.n.id {
+		if w := b.n.orphaned(e.ID); w != nil {
+			e.State, e.Reason = control.StateOrphaned, w.describe().Reason
+			return nil, notHereError(e)
+		}
+		if e, ok := b.n.takesOver(e.ID); ok {
+			return nil, notHereError(e)
+		}
 		return nil, control.NotFound("worker", ref, nil)
 	}
 	return nil, control.Moved(string(e.Home))
@@ -439,6 +472,14 @@ func (b backend) here(ref string) (*worker, error) {
 func (b backend) Worker(_ context.Context, ref string) (control.Worker, error) {
 	w, err := b.here(ref)
 	if err != nil {
+		if e, ferr := b.n.dir.find(ref); ferr == nil && e.Home == b.n.id {
+			if o := b.n.orphaned(e.ID); o != nil {
+				return o.describeOrphan(), nil
+			}
+			if e, ok := b.n.takesOver(e.ID); ok {
+				return b.n.fromEntry(e), nil
+			}
+		}
 		return control.Worker{}, err
 	}
 	c := w.describe()
@@ -459,6 +500,7 @@ func (n *Node) describeUse(w *worker, c *control.Worker) {
 	c.EventMsP50, c.EventMsP99 = control.Millis(s.p50), control.Millis(s.p99)
 	if w.runner != nil {
 		c.HeldMs = control.Millis(w.runner.Held())
+		c.Interfaces = w.interfaces()
 	}
 	for id, u := range s.users {
 		c.Users = append(c.Users, control.WorkerUsers{
@@ -535,6 +577,11 @@ func (b backend) Resume(ctx context.Context, ref string) (control.Worker, error)
 func (b backend) Stop(ctx context.Context, ref string) (control.Worker, error) {
 	w, err := b.here(ref)
 	if err != nil {
+		if e, ferr := b.n.dir.find(ref); ferr == nil && b.n.orphaned(e.ID) != nil {
+			o := b.n.orphaned(e.ID)
+			err = b.n.stopOrphan(o)
+			return o.describe(), err
+		}
 		return control.Worker{}, err
 	}
 	if err := b.n.stop(ctx, w); err != nil {

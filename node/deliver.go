@@ -50,6 +50,9 @@ type deliverHello struct {
 	// Epoch is the latest in which the worker has welcomed the sender, 0 if it
 	// never has: a worker that began anew since has none of what was said.
 	Epoch uint64 `cbor:"5,keyasint,omitempty"`
+	// Seen is the last number whose reply may have been seen, where that is above
+	// Base-1: a worker that went on from a checkpoint must know it.
+	Seen uint64 `cbor:"6,keyasint,omitempty"`
 }
 
 type deliverWelcome struct {
@@ -66,7 +69,16 @@ type deliverMessage struct {
 	// Access is the round trip between the client and the node at which it is
 	// attached, as that node measures it; 0 is not known.
 	Access time.Duration `cbor:"5,keyasint,omitempty"`
+	// Beyond is what a call that was answered lately took from that node beyond
+	// a round trip to the worker's home, as that node measures it; 0 is not
+	// known.
+	Beyond time.Duration `cbor:"6,keyasint,omitempty"`
+
+	queued time.Time // by the sender; does not travel
 }
+
+// maxBeyond bounds Beyond: what takes longer is a worker that was away.
+const maxBeyond = time.Minute
 
 // maxAccess bounds the round trip to a client: what is longer is a lie.
 const maxAccess = time.Minute
@@ -123,7 +135,7 @@ func (n *Node) serveDeliver(ctx context.Context, s io.ReadWriter) {
 		n.say(s, deliverFrame{Refused: &deliverRefused{Reason: "the name of the worker that sends is not valid"}})
 		return
 	}
-	if f.Hello.Epoch != 0 && f.Hello.Epoch < w.origin.Epoch {
+	if h := f.Hello; h.Base > 0 && w.origin.superseded(h.Epoch, max(h.Seen, h.Base-1), w.inbox.from(h.Sender)) {
 		n.say(s, deliverFrame{Ended: &deliverEnded{State: control.StateSuperseded, Reason: w.origin.reason()}})
 		return
 	}
@@ -192,7 +204,10 @@ func (n *Node) readMessages(w *worker, s io.Reader, o *outlet) (bye bool, err er
 			if m.Access < 0 || m.Access > maxAccess {
 				return false, fmt.Errorf("a client %v away", m.Access)
 			}
-			o.access = m.Access
+			if m.Beyond < 0 || m.Beyond > maxBeyond {
+				return false, fmt.Errorf("a call that took %v more than a round trip", m.Beyond)
+			}
+			o.access, o.beyond = m.Access, m.Beyond
 			if err := w.inbox.push(o, m.Seq, m.Call, m.Payload, m.Acked); err != nil {
 				return false, err
 			}

@@ -271,7 +271,7 @@ func (n *Node) capabilities() capabilities {
 		APIVersion: control.APIVersion, Kind: "Capabilities", OS: goruntime.GOOS, Arch: goruntime.GOARCH,
 		Cores: goruntime.NumCPU(), MemoryBytes: total, PageBytes: os.Getpagesize(), Engine: n.engine(), Paging: n.paging(),
 		Speed: speed.Speed, SpeedAt: speed.At, Cordoned: n.closed(), Labels: n.said.labels(),
-		Interfaces: n.cfg.Interfaces, Accelerators: n.cfg.Accelerators, Version: n.cfg.Version.Version,
+		Interfaces: interfaceNames(n.cfg.Interfaces), Accelerators: n.cfg.Accelerators, Version: n.cfg.Version.Version,
 	}
 	p, k := n.promises.record()
 	if p != (control.Promises{}) {
@@ -287,7 +287,7 @@ func (n *Node) capabilities() capabilities {
 func (n *Node) advertise() {
 	n.promises.telling()
 	n.mesh.UpdateRecord(func(r *mesh.Record) {
-		r.Speed, r.Cordoned = n.said.speedNow().Speed, n.closed()
+		r.Speed, r.Cordoned, r.Leaving = n.said.speedNow().Speed, n.closed(), n.drains.isStopping()
 	})
 	b, err := json.Marshal(n.capabilities())
 	if err == nil {
@@ -338,6 +338,9 @@ func (n *Node) memory() (total, free uint64) {
 // to spare, but not what running workers have been promised and do not use yet.
 func (n *Node) memoryFree() uint64 {
 	total, free := n.memory()
+	// A checkpoint is of a worker that is to have its room: a guardian must not
+	// become unfit by keeping it.
+	free = min(free+n.guards.kept(), total)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	claimed := n.reserved
@@ -407,7 +410,9 @@ type cpuUse struct {
 	known     bool
 }
 
-// percent returns the load as of now, 0 to 100; 0 at the first look.
+// percent returns the load as of now, 0 to 100; 0 at the first look. Counters
+// that could not be read, which are zero, tell nothing: what has passed meanwhile
+// is in the next ones.
 func (u *cpuUse) percent(busy, all uint64) uint8 {
 	if all > u.all && u.all > 0 && busy >= u.busy {
 		x := min(float64(busy-u.busy)/float64(all-u.all), 1)
@@ -416,7 +421,9 @@ func (u *cpuUse) percent(busy, all uint64) uint8 {
 		}
 		u.load, u.known = x, true
 	}
-	u.busy, u.all = busy, all
+	if all > 0 {
+		u.busy, u.all = busy, all
+	}
 	return uint8(100*u.load + 0.5)
 }
 

@@ -74,7 +74,7 @@ func TestCPUUse(t *testing.T) {
 	for _, step := range []struct {
 		busy, all uint64
 		want      uint8
-	}{{0, 0, 0}, {100, 1000, 0}, {150, 1100, 50}, {250, 1200, 75}, {250, 1300, 38}, {250, 1300, 38}, {10, 20, 38}} {
+	}{{0, 0, 0}, {100, 1000, 0}, {150, 1100, 50}, {250, 1200, 75}, {250, 1300, 38}, {250, 1300, 38}, {0, 0, 38}, {312, 1400, 50}, {10, 20, 50}} {
 		if got := u.percent(step.busy, step.all); got != step.want {
 			t.Errorf("after %d of %d: %d%%, want %d%%", step.busy, step.all, got, step.want)
 		}

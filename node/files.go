@@ -282,28 +282,35 @@ func (f *arrivingFiles) listLocked(ctx context.Context) (names []wasi.Hash, next
 	return names, are.Next, err
 }
 
-// bringLocked brings blocks, at most runner.MaxBlocks, from the store of pages
-// or from the source, and returns the names of those that the source has not.
-func (f *arrivingFiles) bringLocked(ctx context.Context, names []wasi.Hash) (absent []wasi.Hash, err error) {
+// hereLocked brings what the store of pages has of some blocks, at most
+// runner.MaxBlocks, and returns the names of the others.
+func (f *arrivingFiles) hereLocked(ctx context.Context, names []wasi.Hash) (far []wasi.Hash, err error) {
 	var here [][]byte
-	var far []pager.Hash
 	var page [pager.PageSize]byte
 	for _, h := range names {
 		if f.n.store.Fetch(pager.Hash(h), page[:]) {
 			here = append(here, append([]byte(nil), page[:]...))
 		} else {
-			far = append(far, pager.Hash(h))
+			far = append(far, h)
 		}
 	}
-	// A request to the runner cannot be given up without ending it.
-	whole := context.WithoutCancel(ctx)
 	if len(here) > 0 {
-		if err := f.runner.PutBlocks(whole, here); err != nil {
-			return nil, err
-		}
+		// A request to the runner cannot be given up without ending it.
+		err = f.runner.PutBlocks(context.WithoutCancel(ctx), here)
 	}
-	if len(far) == 0 {
-		return nil, nil
+	return far, err
+}
+
+// bringLocked brings blocks, at most runner.MaxBlocks, from the store of pages
+// or from the source, and returns the names of those that the source has not.
+func (f *arrivingFiles) bringLocked(ctx context.Context, names []wasi.Hash) (absent []wasi.Hash, err error) {
+	names, err = f.hereLocked(ctx, names)
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	far := make([]pager.Hash, len(names))
+	for i, h := range names {
+		far[i] = pager.Hash(h)
 	}
 	if f.client == nil {
 		s, err := f.n.mesh.Open(ctx, f.from, protoBlocks, mesh.Bulk)
@@ -323,26 +330,27 @@ func (f *arrivingFiles) bringLocked(ctx context.Context, names []wasi.Hash) (abs
 		return nil
 	})
 	if len(come) > 0 { // also of a stream that broke
-		if perr := f.runner.PutBlocks(whole, come); perr != nil {
+		if perr := f.runner.PutBlocks(context.WithoutCancel(ctx), come); perr != nil {
 			return nil, perr
 		}
 	}
 	for _, i := range missing {
-		absent = append(absent, wasi.Hash(far[i]))
+		absent = append(absent, names[i])
 	}
 	return absent, err
 }
 
 // rest brings what the restored worker's files still lack, what it waits for
 // first, and returns how many blocks could not be had: the source has not got
-// them, or has been out of reach for longer than patience. Reading them is an
-// error to the worker. The error is that of the runner, or of ctx.
+// them, or not the worker any more, or has been out of reach for longer than
+// patience. Reading them is an error to the worker. The error is that of the
+// runner, or of ctx.
 func (f *arrivingFiles) rest(ctx context.Context, patience time.Duration) (lost int, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	defer f.closeLocked()
 	whole := context.WithoutCancel(ctx)
-	reached := time.Now()
+	reached, gone := time.Now(), false
 	for wait := redialFirst; ; {
 		if err := ctx.Err(); err != nil {
 			return lost, context.Cause(ctx)
@@ -351,7 +359,12 @@ func (f *arrivingFiles) rest(ctx context.Context, patience time.Duration) (lost 
 		if err != nil || all == 0 {
 			return lost, err
 		}
-		absent, err := f.bringLocked(ctx, names)
+		var absent []wasi.Hash
+		if gone {
+			absent, err = f.hereLocked(ctx, names)
+		} else {
+			absent, err = f.bringLocked(ctx, names)
+		}
 		if err == nil {
 			reached, wait = time.Now(), redialFirst
 		} else {
@@ -359,15 +372,14 @@ func (f *arrivingFiles) rest(ctx context.Context, patience time.Duration) (lost 
 			if rerr := f.runner.Err(); rerr != nil {
 				return lost, rerr
 			}
-			if time.Since(reached) > patience {
-				absent = names
-			} else {
-				f.n.log.Debug("blocks did not come", "worker", f.worker, "error", err)
-				select {
-				case <-time.After(wait):
-					wait = min(2*wait, redialMost)
-				case <-ctx.Done():
-				}
+			if gone = errors.Is(err, pager.ErrGone) || time.Since(reached) > patience; gone {
+				continue
+			}
+			f.n.log.Debug("blocks did not come", "worker", f.worker, "error", err)
+			select {
+			case <-time.After(wait):
+				wait = min(2*wait, redialMost)
+			case <-ctx.Done():
 			}
 		}
 		if len(absent) > 0 {

@@ -145,7 +145,7 @@ func FuzzRelay(f *testing.F) {
 	var b bytes.Buffer
 	for _, fr := range []deliverFrame{
 		{Message: &deliverMessage{Seq: 1, Call: true, Payload: []byte("p")}},
-		{Message: &deliverMessage{Seq: 2, Acked: 1, Access: time.Second}},
+		{Message: &deliverMessage{Seq: 2, Acked: 1, Access: time.Second, Beyond: time.Millisecond}},
 		{Ack: 1}, {Bye: &deliverBye{}},
 	} {
 		if err := mesh.WriteMessage(&b, fr); err != nil {

@@ -8,9 +8,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"sync"
-	"syscall"
 	"time"
 
 	"meshnode/mesh"
@@ -42,6 +40,8 @@ type guards struct {
 	mu     sync.Mutex
 	of     map[string]*guard // by worker
 	closed bool
+	// replicaBytes is what checkpoints take, those that are coming too.
+	replicaBytes int64
 }
 
 // A guard is one of them.
@@ -50,10 +50,15 @@ type guard struct {
 	g  lease.Guard
 	// gone is set when it was taken off the list.
 	gone bool
+	// yielded is set when its owner said that it may be taken.
+	yielded bool
 	// Of a worker that was taken and does not run yet.
 	starting bool
 	after    time.Time // no attempt before
 	failure  string
+	// replica is the last whole checkpoint, nil if there is none. It is not on
+	// disk: a guardian that restarts has none until the next.
+	replica *replica
 }
 
 // guardMagic and a version open each file, then comes the CRC-32C of the rest.
@@ -178,27 +183,10 @@ func (gs *guards) saveLocked(g *guard) error {
 	} else {
 		err = writeSmall(path, encodeGuard(rec))
 	}
-	if err = errors.Join(err, syncDir(gs.dir)); err != nil {
+	if err = errors.Join(err, mesh.SyncDir(gs.dir)); err != nil {
 		return fmt.Errorf("lease record not on disk: %w", err)
 	}
 	g.g.Saved()
-	return nil
-}
-
-// syncDir makes a change of names in dir survive a crash. Some file systems know
-// no such thing, nor does Windows.
-func syncDir(dir string) error {
-	if goruntime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
-		return err
-	}
 	return nil
 }
 
@@ -254,6 +242,15 @@ func parseGuardMeta(b []byte) (recordMeta, error) {
 	return m, nil
 }
 
+// parseApp reads the manifest of a worker with a guardian, which has one.
+func (m *recordMeta) parseApp() (*manifest.App, error) {
+	app, err := m.App.parse()
+	if err == nil && app == nil {
+		err = errors.New("what the worker is: its manifest is empty")
+	}
+	return app, err
+}
+
 // serveLease answers an owner.
 func (n *Node) serveLease(ctx context.Context, s *mesh.Stream) {
 	stop := context.AfterFunc(ctx, func() { interrupt(s) })
@@ -278,7 +275,7 @@ func (n *Node) answerOwner(ctx context.Context, from mesh.NodeID, m lease.Messag
 	if err := m.Validate(); err != nil {
 		return m, err
 	}
-	if !validID(m.Worker) || m.Kind > lease.Heard {
+	if !validID(m.Worker) || m.Kind > lease.Yield {
 		return m, fmt.Errorf("%v about worker %.40q is not an owner's to send", m.Kind, m.Worker)
 	}
 	refused := lease.Message{Kind: lease.Refused, Worker: m.Worker, Epoch: m.Epoch}
@@ -291,16 +288,22 @@ func (n *Node) answerOwner(ctx context.Context, from mesh.NodeID, m lease.Messag
 	g, ok := n.guards.get(m.Worker)
 	if !ok {
 		refused.Reason = fmt.Sprintf("it is the guardian of %d workers, the limit", maxGuards)
-		if m.Kind == lease.Renew { // of a lease that is not among them
+		if m.Kind == lease.Renew || m.Kind == lease.Yield { // of a lease that is not among them
 			refused.Kind, refused.Ticket = lease.Unknown, m.Ticket
 		}
 		return refused, nil
 	}
 	defer g.mu.Unlock()
-	answer := g.g.Handle(string(from), m, handover.NewTicket(), guardClock())
+	rec := g.g.Record()
+	answer := g.g.Handle(string(from), m, handover.NewTicket(), guardClock(), time.Now().Unix())
+	n.guards.tidyLocked(g)
 	if err := n.guards.saveLocked(g); err != nil {
 		n.log.Error("lease not answered", "worker", m.Worker, "error", err)
 		return answer, err
+	}
+	if m.Kind == lease.Yield && answer.Kind == lease.Taken && rec.Held() {
+		g.yielded = true
+		n.tasks.Go(func() { n.lookAtGuard(g) })
 	}
 	if e, ok := n.dir.get(m.Worker); ok && answer.Kind == lease.Taken {
 		answer.Home = string(e.Home)
@@ -329,14 +332,14 @@ func (n *Node) mayGuard(ctx context.Context, owner mesh.NodeID, m lease.Message)
 		return err
 	}
 	s := meta.Spec
-	if _, err := meta.App.parse(); err != nil {
+	if _, err := meta.parseApp(); err != nil {
 		return err
 	}
 	switch {
 	case s.ID != m.Worker:
 		return errors.New("it contradicts itself")
 	case len(s.Dirs) > 0:
-		return errors.New("its directories are at its first node only")
+		return errors.New("it has directories, and a guardian is given no files")
 	case n.worker(s.ID) != nil:
 		return fmt.Errorf("worker %s runs here", s.Name)
 	}
@@ -384,6 +387,7 @@ func (n *Node) lookAtGuard(g *guard) {
 	if !g.closedNow(n) {
 		g.g.Tick(guardClock(), now.Unix())
 	}
+	n.guards.tidyLocked(g)
 	if err := n.guards.saveLocked(g); err != nil {
 		n.log.Error("lease record", "worker", before.Worker, "error", err)
 		return
@@ -391,7 +395,9 @@ func (n *Node) lookAtGuard(g *guard) {
 	rec := g.g.Record()
 	if rec.Taken > 0 && !rec.Held() && rec.Meta != nil && !g.starting && !now.Before(g.after) {
 		g.starting = true
-		n.tasks.Go(func() { n.takeOver(g, rec) })
+		n.announceTaken(rec, g.failure)
+		rep := g.replica
+		n.tasks.Go(func() { n.takeOver(g, rec, rep) })
 		return
 	}
 	if g.g.Empty(now.Unix()) && g.g.Idle(guardClock()) && !g.starting {
@@ -412,32 +418,75 @@ func (g *guard) closedNow(n *Node) bool {
 	return n.guards.closed
 }
 
+// announceTaken tells the mesh that a worker is this node's that does not run yet;
+// failure says why it could not be started so far.
+func (n *Node) announceTaken(rec lease.Record, failure string) {
+	meta, err := parseGuardMeta(rec.Meta)
+	if err != nil {
+		return // as its start will say
+	}
+	app, err := meta.parseApp()
+	if err != nil {
+		return
+	}
+	if e, ok := n.dir.get(rec.Worker); ok && e.Epoch >= rec.Taken && (e.State != control.StateStarting || e.Reason == failure) {
+		return // it is known, or was started before this node was
+	}
+	n.dir.set(entry{
+		ID: rec.Worker, Name: meta.Spec.Name, Home: n.id, Epoch: rec.Taken, State: control.StateStarting,
+		Module: meta.Spec.Module.String(), Reason: failure, App: app.Name,
+	}, time.Now())
+}
+
+// takesOver returns what is known of a worker that was taken and does not run yet;
+// ok is false if it is none.
+func (n *Node) takesOver(id string) (e entry, ok bool) {
+	g := n.guards.find(id)
+	if g == nil {
+		return e, false
+	}
+	g.mu.Lock()
+	rec := g.g.Record()
+	g.mu.Unlock()
+	e, ok = n.dir.get(id)
+	return e, ok && rec.Taken > 0 && !rec.Held() && rec.Meta != nil && e.Home == n.id && e.Epoch == rec.Taken
+}
+
 // takeOver starts a worker here whose lease has run out, as its record on disk
-// says.
-func (n *Node) takeOver(g *guard, rec lease.Record) {
+// says: from its checkpoint, unless rep is nil.
+func (n *Node) takeOver(g *guard, rec lease.Record, rep *replica) {
 	owner := rec.Owners[len(rec.Owners)-1]
-	name, started, err := n.startTaken(rec, owner)
+	how := "started anew here, in epoch %d, without its state"
+	if rep != nil {
+		how = "it goes on here, in epoch %d, from a checkpoint of " + rep.ago() + " ago"
+	}
+	name, started, err := n.startTaken(rec, owner, rep)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.starting = false
+	why, code := "has not renewed its lease", "owner-silent"
+	if g.yielded {
+		why, code = "does not run it any more", "yielded"
+	}
 	e := control.PlacementEvent{
-		Node: n.name(), Event: control.EventFallback, Worker: name, WorkerID: rec.Worker, Reason: "owner-silent",
+		Node: n.name(), Event: control.EventFallback, Worker: name, WorkerID: rec.Worker, Reason: code,
 		From: n.nameOf(mesh.NodeID(owner)), To: n.name(), Outcome: control.OutcomeDone,
-		Text: fmt.Sprintf("node %s has not renewed its lease: started anew here, in epoch %d, without its state", n.nameOf(mesh.NodeID(owner)), rec.Taken),
+		Text: fmt.Sprintf("node %s %s: "+how, n.nameOf(mesh.NodeID(owner)), why, rec.Taken),
 	}
 	if err != nil {
 		g.after = time.Now().Add(takeAgain)
 		if err.Error() != g.failure && n.ctx.Err() == nil {
 			g.failure = err.Error()
 			e.Outcome, e.Error = control.OutcomeFailed, err.Error()
-			e.Text = fmt.Sprintf("node %s has not renewed its lease, and it could not be started here; trying again", e.From)
+			e.Text = fmt.Sprintf("node %s %s, and it could not be started here; trying again", e.From, why)
 			n.events.add(e)
 			n.log.Error("worker taken over and not started", "worker", rec.Worker, "name", name, "error", err)
 		}
 		return
 	}
-	g.failure = ""
+	g.failure, g.yielded = "", false
 	g.g.Started()
+	n.guards.tidyLocked(g)
 	if err := n.guards.saveLocked(g); err != nil {
 		n.log.Error("lease record", "worker", rec.Worker, "error", err)
 	}
@@ -450,7 +499,7 @@ func (n *Node) takeOver(g *guard, rec lease.Record) {
 
 // startTaken starts the worker of a record. started is false where that was done
 // before, and this node has restarted since.
-func (n *Node) startTaken(rec lease.Record, owner string) (name string, started bool, err error) {
+func (n *Node) startTaken(rec lease.Record, owner string, rep *replica) (name string, started bool, err error) {
 	ctx, cancel := context.WithTimeout(n.ctx, takePatience)
 	defer cancel()
 	meta, err := parseGuardMeta(rec.Meta)
@@ -458,15 +507,21 @@ func (n *Node) startTaken(rec lease.Record, owner string) (name string, started 
 		return "", false, err
 	}
 	var app *manifest.App
-	if app, err = meta.App.parse(); err != nil {
+	if app, err = meta.parseApp(); err != nil {
 		return meta.Spec.Name, false, err
 	}
 	if known, ok, err := n.journal.Get(rec.Worker); err != nil || ok && known.Epoch >= rec.Taken {
 		return meta.Spec.Name, false, err
 	}
+	from := n.nameOf(mesh.NodeID(owner))
+	if rep != nil {
+		err := n.continueReplica(ctx, rep, rec.Taken, from, func(w *worker) { w.govern(app, meta.App.Manifest) })
+		return meta.Spec.Name, true, err
+	}
 	_, err = n.create(ctx, meta.Spec, "", rec.Taken, func(w *worker) {
+		w.reads.bind(meta.App.Interfaces) // first: govern binds to this host what is not bound
 		w.govern(app, meta.App.Manifest)
-		w.origin = origin{Epoch: rec.Taken, From: n.nameOf(mesh.NodeID(owner))}
+		w.origin = origin{Epoch: rec.Taken, From: from}
 	})
 	return meta.Spec.Name, true, err
 }

@@ -36,16 +36,24 @@ type image struct {
 	Lines [][]byte `cbor:"9,keyasint,omitempty"`
 	// App is what it carries along of its app and its placement.
 	App appState `cbor:"10,keyasint,omitzero"`
-	// Origin is set if a guardian started the worker anew.
+	// Origin is set if a guardian took the worker over.
 	Origin origin `cbor:"11,keyasint,omitzero"`
+	// Last says that the worker stood still from then on until it ended: what a
+	// guardian goes on with is all that it did.
+	Last bool `cbor:"12,keyasint,omitempty"`
 }
 
-// An origin is where a worker began that a guardian started anew, without its
-// state: sessions of before cannot go on with it. The zero value is that of a
-// worker that has been itself since it was made.
+// An origin is where a worker began that a guardian took over, without its state
+// or from a checkpoint: sessions of before cannot go on with it, unless they have
+// seen nothing later than that. The zero value is that of a worker that has been
+// itself since it was made.
 type origin struct {
 	Epoch uint64 `cbor:"1,keyasint"`           // its first
 	From  string `cbor:"2,keyasint,omitempty"` // name of the node that fell silent
+	// Checkpoint says that it went on from one, Since the origin's epoch of the
+	// worker in it: sessions last served before that have missed a whole life.
+	Checkpoint bool   `cbor:"3,keyasint,omitempty"`
+	Since      uint64 `cbor:"4,keyasint,omitempty"`
 }
 
 // encode returns the image as it travels: magic, version, CBOR.

@@ -28,6 +28,12 @@ const (
 	// little room travels in vain.
 	inboxBytes    = 16 << 20
 	inboxMessages = 1 << 16
+	// senderReplies is how many bytes of replies are kept for a sender that does
+	// not take them before no more of its messages are handled, and inboxReplies
+	// how many for all senders together before only those are served that have
+	// taken theirs. One reply more than that may be kept for each.
+	senderReplies = 16 << 20
+	inboxReplies  = 64 << 20
 	// maxSenders is how many senders a worker remembers.
 	maxSenders = 4096
 	// senderIdle is how long a sender that is not connected is remembered. A
@@ -45,8 +51,9 @@ type message struct {
 	entry   mesh.NodeID // where the sender is attached
 	from    string      // the name of the worker that sends; empty for a client
 	access  time.Duration
-	seq     uint64 // from 1, without gaps
-	call    bool   // the sender wants the worker's reply, not only its receipt
+	beyond  time.Duration // as in deliverMessage, of an earlier call
+	seq     uint64        // from 1, without gaps
+	call    bool          // the sender wants the worker's reply, not only its receipt
 	payload []byte
 }
 
@@ -62,7 +69,9 @@ type sender struct {
 	id       senderID
 	accepted uint64  // the last message taken into the queue
 	done     uint64  // the last message processed
+	from     uint64  // see senderCursor.From
 	replies  []reply // processed, and not yet known to have reached the sender
+	kept     int     // payload bytes in replies
 	outlets  []*outlet
 	seen     time.Time // when the last outlet went
 }
@@ -72,11 +81,11 @@ type outlet struct {
 	sender *sender
 	entry  mesh.NodeID // where the sender is attached; set before the first message
 	from   string      // as in message; set before the first
-	// access is the client's distance from entry, 0 if not known. Only the
-	// goroutine that calls push uses it.
-	access time.Duration
-	sent   uint64 // the last reply put on out
-	out    chan deliverFrame
+	// access is the client's distance from entry, 0 if not known, and beyond as
+	// in deliverMessage. Only the goroutine that calls push uses them.
+	access, beyond time.Duration
+	sent           uint64 // the last reply put on out
+	out            chan deliverFrame
 	// rewinding is set from when the sender was told to hold until it has gone
 	// back: what it wrote before it heard of it is passed over.
 	rewinding bool
@@ -99,6 +108,8 @@ type inbox struct {
 	senders map[senderID]*sender
 	queue   []*message // in order of arrival
 	bytes   int        // payload bytes in queue
+	kept    int        // payload bytes of replies, of all senders
+	keeps   replyLimits
 	limits  queueLimits
 	// gated holds replies back: the worker runs, but what it did is not yet on
 	// disk (output commit; Strom and Yemini 1985).
@@ -119,9 +130,13 @@ type inbox struct {
 // however large it is.
 type queueLimits struct{ messages, bytes int }
 
+// replyLimits are senderReplies and inboxReplies.
+type replyLimits struct{ sender, all int }
+
 func newInbox() *inbox {
 	return &inbox{
 		limits:  queueLimits{messages: inboxMessages, bytes: inboxBytes},
+		keeps:   replyLimits{sender: senderReplies, all: inboxReplies},
 		senders: make(map[senderID]*sender),
 		ready:   make(chan struct{}, 1),
 	}
@@ -155,7 +170,7 @@ func (in *inbox) attach(id senderID, base uint64, now time.Time) (*outlet, *deli
 		s = &sender{id: id, accepted: base - 1, done: base - 1}
 		in.senders[id] = s
 	}
-	s.ackLocked(base - 1)
+	in.ackLocked(s, base-1)
 	// The channel holds all the replies that can be outstanding, so that the
 	// worker never waits for a slow sender, and a few words beside them.
 	o := &outlet{sender: s, sent: base - 1, out: make(chan deliverFrame, 2*senderWindow+8)}
@@ -175,8 +190,15 @@ func (in *inbox) detach(o *outlet, forget bool, now time.Time) {
 	in.unholdLocked(o)
 	s.seen = now
 	if forget && len(s.outlets) == 0 && s.accepted == s.done && in.senders[s.id] == s {
-		delete(in.senders, s.id)
+		in.forgetLocked(s)
 	}
+}
+
+// forgetLocked drops a sender and what is kept for it.
+func (in *inbox) forgetLocked(s *sender) {
+	in.kept -= s.kept
+	s.replies, s.kept = nil, 0
+	delete(in.senders, s.id)
 }
 
 // push takes a message into the queue or, if there is no room for it, tells the
@@ -190,7 +212,10 @@ func (in *inbox) push(o *outlet, seq uint64, call bool, payload []byte, acked ui
 	if in.closed != nil || o.over {
 		return nil // the outlet tells the sender
 	}
-	s.ackLocked(acked)
+	deaf := in.deafLocked(s)
+	if in.ackLocked(s, acked); deaf && !in.deafLocked(s) {
+		in.roomLocked() // no other frame may say that it has taken them
+	}
 	switch {
 	case seq <= s.accepted:
 		return nil
@@ -198,21 +223,26 @@ func (in *inbox) push(o *outlet, seq uint64, call bool, payload []byte, acked ui
 		return nil
 	case seq != s.accepted+1:
 		return fmt.Errorf("%w: %d after %d", errGap, seq, s.accepted)
-	case s.fullLocked() || len(in.queue) >= in.limits.messages || len(in.queue) > 0 && in.bytes+len(payload) > in.limits.bytes:
+	case in.fullLocked(s) || len(in.queue) >= in.limits.messages || len(in.queue) > 0 && in.bytes+len(payload) > in.limits.bytes:
 		return in.holdLocked(o)
 	}
 	o.rewinding = false
 	in.unholdLocked(o)
 	s.accepted = seq
-	in.queue = append(in.queue, &message{sender: s, entry: o.entry, from: o.from, access: o.access, seq: seq, call: call, payload: payload})
+	in.queue = append(in.queue, &message{sender: s, entry: o.entry, from: o.from, access: o.access, beyond: o.beyond, seq: seq, call: call, payload: payload})
 	in.bytes += len(payload)
 	in.signalLocked()
 	return nil
 }
 
-// fullLocked reports whether the sender has used its window up.
-func (s *sender) fullLocked() bool {
-	return s.accepted-s.done+uint64(len(s.replies)) >= senderWindow
+// fullLocked reports whether a sender has used its window up.
+func (in *inbox) fullLocked(s *sender) bool {
+	return s.accepted-s.done+uint64(len(s.replies)) >= senderWindow || in.deafLocked(s)
+}
+
+// deafLocked reports whether a sender leaves too much lying here.
+func (in *inbox) deafLocked(s *sender) bool {
+	return s.kept > 0 && (s.kept >= in.keeps.sender || in.kept >= in.keeps.all)
 }
 
 // holdLocked tells a sender to stop until it hears from roomLocked.
@@ -246,7 +276,7 @@ func (in *inbox) roomLocked() {
 	all := len(in.queue) == 0
 	for i := 0; i < len(in.held); {
 		o := in.held[i]
-		if o.sender.fullLocked() {
+		if in.fullLocked(o.sender) {
 			i++
 			continue
 		}
@@ -276,24 +306,33 @@ func (in *inbox) dropLocked(o *outlet) {
 func (in *inbox) ack(o *outlet, acked uint64) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	o.sender.ackLocked(acked)
+	in.ackLocked(o.sender, acked)
 	in.roomLocked()
 }
 
-// ackLocked drops the replies up to acked, which have reached the sender.
-func (s *sender) ackLocked(acked uint64) {
+// ackLocked drops a sender's replies up to acked, which have reached it.
+func (in *inbox) ackLocked(s *sender, acked uint64) {
 	n := 0
 	for n < len(s.replies) && s.replies[n].Seq <= acked {
+		s.kept -= len(s.replies[n].Payload)
+		in.kept -= len(s.replies[n].Payload)
 		n++
 	}
 	s.replies = slices.Delete(s.replies, 0, n)
 }
 
-// pop takes the next message, or returns nil.
+// pop takes the next message, or returns nil. What a sender sent that does not
+// take its replies is put back to the sender.
 func (in *inbox) pop() *message {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if len(in.queue) == 0 || in.closed != nil {
+	if in.closed != nil {
+		return nil
+	}
+	for len(in.queue) > 0 && in.deafLocked(in.queue[0].sender) {
+		in.returnLocked(in.queue[0].sender)
+	}
+	if len(in.queue) == 0 {
 		return nil
 	}
 	m := in.queue[0]
@@ -304,6 +343,24 @@ func (in *inbox) pop() *message {
 		in.signalLocked()
 	}
 	return m
+}
+
+// returnLocked drops what a sender has in the queue and tells it to hold: it has
+// kept everything, and sends it again once it has taken replies.
+func (in *inbox) returnLocked(s *sender) {
+	in.queue = slices.DeleteFunc(in.queue, func(m *message) bool {
+		if m.sender != s {
+			return false
+		}
+		in.bytes -= len(m.payload)
+		s.accepted = min(s.accepted, m.seq-1)
+		return true
+	})
+	for _, o := range slices.Clone(s.outlets) {
+		if in.holdLocked(o) != nil {
+			in.dropLocked(o)
+		}
+	}
 }
 
 // back puts m, which pop returned, where it was: it could not be processed yet.
@@ -328,6 +385,8 @@ func (in *inbox) done(m *message, r reply) {
 	s := m.sender
 	s.done = m.seq
 	s.replies = append(s.replies, r)
+	s.kept += len(r.Payload)
+	in.kept += len(r.Payload)
 	in.flushLocked(s)
 	in.roomLocked()
 }
@@ -433,6 +492,10 @@ type senderCursor struct {
 	ID      senderID `cbor:"1,keyasint"`
 	Done    uint64   `cbor:"2,keyasint"`
 	Replies []reply  `cbor:"3,keyasint,omitempty"`
+	// From is the last message that was processed in the checkpoint which a
+	// guardian continued the worker from, 0 if there was none. A sender that has
+	// seen the reply to a later one cannot go on.
+	From uint64 `cbor:"4,keyasint,omitempty"`
 }
 
 // cursors returns what the image carries, in order of sender. The queue does
@@ -443,7 +506,7 @@ func (in *inbox) cursors() []senderCursor {
 	defer in.mu.Unlock()
 	cs := make([]senderCursor, 0, len(in.senders))
 	for _, s := range in.senders {
-		cs = append(cs, senderCursor{ID: s.id, Done: s.done, Replies: slices.Clone(s.replies)})
+		cs = append(cs, senderCursor{ID: s.id, Done: s.done, Replies: slices.Clone(s.replies), From: s.from})
 	}
 	slices.SortFunc(cs, func(a, b senderCursor) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	return cs
@@ -460,17 +523,33 @@ func (in *inbox) restore(cs []senderCursor, now time.Time) error {
 		if in.senders[c.ID] != nil {
 			return errors.New("a sender appears twice")
 		}
+		if c.From > c.Done {
+			return errors.New("a sender's numbers are not valid")
+		}
 		if len(c.Replies) > senderWindow {
 			return fmt.Errorf("a sender has %d open replies, more than %d", len(c.Replies), senderWindow)
 		}
+		kept := 0
 		for i, r := range c.Replies {
+			kept += len(r.Payload)
 			if r.Seq > c.Done || i > 0 && r.Seq <= c.Replies[i-1].Seq || len(r.Payload) > MaxPayload {
 				return errors.New("a sender's replies are not valid")
 			}
 		}
-		in.senders[c.ID] = &sender{id: c.ID, accepted: c.Done, done: c.Done, replies: c.Replies, seen: now}
+		in.senders[c.ID] = &sender{id: c.ID, accepted: c.Done, done: c.Done, from: c.From, replies: c.Replies, kept: kept, seen: now}
+		in.kept += kept
 	}
 	return nil
+}
+
+// from returns a sender's senderCursor.From, 0 for one that is not known.
+func (in *inbox) from(id senderID) uint64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if s := in.senders[id]; s != nil {
+		return s.from
+	}
+	return 0
 }
 
 // depth returns the number of senders and of waiting messages.
@@ -481,9 +560,9 @@ func (in *inbox) depth() (senders, waiting int) {
 }
 
 func (in *inbox) expireLocked(now time.Time) {
-	for id, s := range in.senders {
+	for _, s := range in.senders {
 		if len(s.outlets) == 0 && s.accepted == s.done && now.Sub(s.seen) > senderIdle {
-			delete(in.senders, id)
+			in.forgetLocked(s)
 		}
 	}
 }

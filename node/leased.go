@@ -51,6 +51,9 @@ const (
 	releasePatience = 3 * time.Second
 	retryRelease    = 100 * time.Millisecond
 	farewells       = 3
+	// warmTries is how often a guardian is asked to make a module ready, which may
+	// be at another.
+	warmTries = 5
 )
 
 // A keeper keeps the lease of one worker at home here. Its goroutine sends the
@@ -62,17 +65,29 @@ type keeper struct {
 
 	mu       sync.Mutex
 	own      lease.Owner
-	guardian mesh.NodeID // who is asked, or has the lease
-	text     []byte      // the manifest that the guardian has
-	fenced   bool        // the worker has been told that it is
-	telling  bool        // it is being told
-	swap     bool        // there is a better guardian
-	holds    int         // those who need it to have no guardian
-	why      string      // why it has none
+	guardian mesh.NodeID      // who is asked, or has the lease
+	held     bool             // it has answered a renewal
+	text     []byte           // the manifest that the guardian has
+	bound    []boundInterface // where the worker reads interfaces, as the guardian knows
+	fenced   bool             // the worker has been told that it is
+	telling  bool             // it is being told
+	swap     bool             // there is a better guardian
+	holds    int              // those who need it to have no guardian
+	why      string           // why it has none
+	known    string           // the guardian's name, of before the node was started
+	rep      *replicator      // gives it the worker's state; nil without a lease, or a wish for that
 	changed  chan struct{}
 
 	line   *mesh.Stream // to lineTo; the goroutine's
 	lineTo mesh.NodeID
+
+	leave chan leaving // the node stops
+}
+
+func newKeeper(n *Node, w *worker) *keeper {
+	return &keeper{
+		n: n, w: w, wake: make(chan struct{}, 1), changed: make(chan struct{}), leave: make(chan leaving),
+	}
 }
 
 // keepLeases looks after the leases of the workers here, and of those for which
@@ -100,7 +115,7 @@ func (n *Node) lookAtLease(w *worker) {
 	k, over, epoch := w.keeper, ended(w.state), w.epoch
 	settled := w.move == nil && !w.gated && !w.draining
 	if k == nil && w.settledLocked() && w.wantsGuardian() {
-		k = &keeper{n: n, w: w, wake: make(chan struct{}, 1), changed: make(chan struct{})}
+		k = newKeeper(n, w)
 		w.keeper = k
 		n.tasks.Go(k.run)
 	}
@@ -114,7 +129,7 @@ func (n *Node) lookAtLease(w *worker) {
 		}
 		return
 	}
-	if k != nil && !over {
+	if k != nil && !over && k.phase() != lease.Yielded {
 		k.watch()
 	}
 }
@@ -219,12 +234,18 @@ func (k *keeper) tell(stop bool) (told bool) {
 
 func (k *keeper) guardianName() string {
 	k.mu.Lock()
-	id := k.guardian
-	k.mu.Unlock()
-	if id == "" {
+	defer k.mu.Unlock()
+	return k.guardianNameLocked()
+}
+
+func (k *keeper) guardianNameLocked() string {
+	if k.guardian == "" {
 		return ""
 	}
-	return k.n.nameOf(id)
+	if _, ok := k.n.mesh.Member(k.guardian); !ok && k.known != "" {
+		return k.known
+	}
+	return k.n.nameOf(k.guardian)
 }
 
 // describeLapse says why a worker stands still whose lease has run out.
@@ -251,7 +272,7 @@ func (w *worker) guardianState() *control.Guardian {
 	defer k.mu.Unlock()
 	g := &control.Guardian{State: control.LeaseNone, LeaseMs: control.Millis(k.own.Lease()), Reason: k.why}
 	if k.guardian != "" {
-		g.Node, g.NodeName = string(k.guardian), k.n.nameOf(k.guardian)
+		g.Node, g.NodeName = string(k.guardian), k.guardianNameLocked()
 	}
 	switch k.own.Phase() {
 	case lease.Asked, lease.Ready:
@@ -259,9 +280,17 @@ func (w *worker) guardianState() *control.Guardian {
 	case lease.Bound, lease.Over:
 		g.State, g.Reason = control.LeaseHeld, ""
 		g.AgeMs = control.Millis(lease.Now() - k.own.Good())
-		if w.fenced() {
+		switch {
+		case w.fenced():
 			g.State = control.LeaseLapsed
+		case !k.held: // the guardian may know nothing of it yet
+			g.State = control.LeaseAsked
 		}
+		if k.rep != nil {
+			g.Checkpoint = k.rep.describe()
+		}
+	case lease.Yielded:
+		g.State, g.Reason = control.LeaseYielded, ""
 	}
 	return g
 }
@@ -274,7 +303,7 @@ func (w *worker) guardianNowLocked() mesh.NodeID {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.own.Phase() != lease.Bound {
+	if p := k.own.Phase(); p != lease.Bound && p != lease.Yielded {
 		return ""
 	}
 	return k.guardian
@@ -286,10 +315,14 @@ func (k *keeper) run() {
 	w := k.w
 	defer k.hangUp()
 	defer func() {
+		if p := k.phase(); k.n.ctx.Err() != nil && p == lease.Bound || p == lease.Yielded {
+			return // whoever ends the worker must know that it has a guardian
+		}
 		w.mu.Lock()
 		w.keeper = nil
 		w.mu.Unlock()
 	}()
+	defer k.endReplica()
 	var looked time.Time // for a guardian, or a better one
 	for w.ctx.Err() == nil {
 		k.mu.Lock()
@@ -299,13 +332,16 @@ func (k *keeper) run() {
 		pause := maxRenew
 		switch {
 		case phase == lease.Over:
+			k.endReplica()
 			k.over()
 			return
 		case phase == lease.Bound && (held || swap || !k.stillWanted()):
+			k.endReplica()
 			k.release(w.ctx)
 			looked, pause = time.Time{}, retryRelease
 		case phase == lease.Bound || phase == lease.Ready:
 			pause = k.renew()
+			k.replicate()
 			if time.Since(looked) > betterLook && !w.fenced() {
 				looked = time.Now()
 				k.n.tasks.Go(k.lookForBetter)
@@ -322,8 +358,18 @@ func (k *keeper) run() {
 		case <-time.After(pause):
 		case <-k.wake:
 		case <-w.ctx.Done():
+		case l := <-k.leave:
+			yields := k.phase() == lease.Bound && w.settled()
+			if yields {
+				k.yield(l.ctx)
+			}
+			close(l.done)
+			if yields {
+				return
+			}
 		}
 	}
+	k.endReplica()
 	if k.n.ctx.Err() != nil {
 		return // the node stops; its guardian sees to the worker
 	}
@@ -359,7 +405,7 @@ func (w *worker) settledLocked() bool {
 }
 
 // stillWanted says whether the guardian knows the manifest that the worker goes by,
-// and that asks for one.
+// and where it reads interfaces, and the manifest asks for a guardian.
 func (k *keeper) stillWanted() bool {
 	if !k.w.wantsGuardian() {
 		return false
@@ -367,9 +413,10 @@ func (k *keeper) stillWanted() bool {
 	k.w.place.mu.Lock()
 	text := k.w.place.text
 	k.w.place.mu.Unlock()
+	bound := k.w.reads.bound()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return slices.Equal(text, k.text)
+	return slices.Equal(text, k.text) && slices.Equal(bound, k.bound)
 }
 
 // candidates returns the nodes that may be the guardian, the best first.
@@ -407,7 +454,8 @@ func (k *keeper) find() (found bool) {
 	w.place.mu.Lock()
 	text := w.place.text
 	w.place.mu.Unlock()
-	meta := recordMeta{Spec: w.spec, App: &appState{Version: appStateVersion, Manifest: text}}.encode()
+	bound := w.reads.bound()
+	meta := recordMeta{Spec: w.spec, App: &appState{Version: appStateVersion, Manifest: text, Interfaces: bound}}.encode()
 	for _, id := range ids {
 		// A move needs hold, and then counts as one: no lease begins beside it.
 		w.mu.Lock()
@@ -418,9 +466,9 @@ func (k *keeper) find() (found bool) {
 			w.mu.Unlock()
 			return false
 		}
-		k.own = lease.NewOwner(w.ID, w.epoch, app.OnDisconnect.After.D())
+		k.own, k.held = lease.NewOwner(w.ID, w.epoch, app.OnDisconnect.After.D()), false
 		ask := k.own.Ask(meta)
-		k.guardian, k.text = id, text
+		k.guardian, k.text, k.bound = id, text, bound
 		k.mu.Unlock()
 		w.mu.Unlock()
 		// It fetches the module first. Whoever wants the worker to have no guardian
@@ -440,13 +488,22 @@ func (k *keeper) find() (found bool) {
 		k.mu.Unlock()
 		switch phase {
 		case lease.Ready:
-			k.setWhy("")
-			return true
+			// On disk before the lease begins: after a crash the node knows whom to
+			// ask.
+			if err = k.note(); err == nil {
+				k.setWhy("")
+				return true
+			}
+			k.mu.Lock()
+			k.own = lease.NewOwner(w.ID, w.epochNow(), k.own.Lease())
+			k.setFenceLocked()
+			k.mu.Unlock()
 		case lease.Over:
 			k.taken(answer)
 			return true
+		default:
+			err = fmt.Errorf("node %s did not accept: %s", n.nameOf(id), answer.Reason)
 		}
-		err = fmt.Errorf("node %s did not accept: %s", n.nameOf(id), answer.Reason)
 	}
 	k.mu.Lock()
 	k.guardian = ""
@@ -526,7 +583,6 @@ func (n *Node) inChain(app *manifest.App, id mesh.NodeID) int {
 // renew renews the lease once and returns how long to wait until the next time.
 func (k *keeper) renew() time.Duration {
 	k.mu.Lock()
-	first := k.own.Phase() == lease.Ready
 	begun := lease.Now()
 	m := k.own.Renew(begun)
 	k.setFenceLocked()
@@ -543,13 +599,36 @@ func (k *keeper) renew() time.Duration {
 	case k.w.opened <- struct{}{}: // what was held back while it had run out may go
 	default:
 	}
-	if first && k.phase() == lease.Bound {
+	k.mu.Lock()
+	first := !k.held && k.own.Phase() == lease.Bound
+	k.held = k.held || first
+	k.mu.Unlock()
+	if first {
 		e := k.n.event(k.w, control.EventFallback, "guardian", fmt.Sprintf("node %s takes it over if nothing is heard of this node for %v", k.n.nameOf(to), lease.Wait(length)))
 		e.From, e.To, e.Outcome = k.n.name(), k.n.nameOf(to), control.OutcomeDone
 		k.n.events.add(e)
 		k.w.announce()
+		k.n.tasks.Go(func() { k.warm(to) })
 	}
 	return max(0, every-(lease.Now()-begun))
+}
+
+// warm has the guardian make the worker's module ready, so that it starts the
+// worker sooner if it has to. Nothing depends on it.
+func (k *keeper) warm(to mesh.NodeID) {
+	w := k.w
+	for range warmTries {
+		err := k.n.askWarm(to, warmWant{Module: w.Module, Bytes: w.ModuleBytes, MemoryLimit: w.MemoryLimit, Kind: w.kind()})
+		if err == nil {
+			return
+		}
+		k.n.log.Debug("guardian not ready for a worker", "worker", w.ID, "guardian", to, "error", err)
+		select {
+		case <-time.After(restInterval):
+		case <-w.ctx.Done():
+			return
+		}
+	}
 }
 
 // answered takes an answer of the guardian's.
@@ -572,13 +651,18 @@ func (k *keeper) answered(m lease.Message) {
 
 // taken keeps in mind who has taken the worker.
 func (k *keeper) taken(m lease.Message) {
-	home := mesh.NodeID(m.Home)
-	k.mu.Lock()
-	if !home.Valid() {
-		home = k.guardian
-	}
-	k.mu.Unlock()
+	home := k.takenTo(m)
 	k.n.tasks.Go(func() { k.n.supersede(k.w, home, m.Epoch) })
+}
+
+// takenTo is where the worker is that was taken.
+func (k *keeper) takenTo(m lease.Message) mesh.NodeID {
+	if home := mesh.NodeID(m.Home); home.Valid() {
+		return home
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.guardian
 }
 
 // over tells the guardian that the copy here has ended.
@@ -754,7 +838,7 @@ func (n *Node) supersede(w *worker, home mesh.NodeID, epoch uint64) {
 // in a later epoch.
 func (n *Node) forgetEnded(w *worker) {
 	n.forget(w)
-	err := n.journal.Delete(w.ID)
+	err := n.journal.Delete(w.ID, w.epochNow())
 	if errors.Is(err, handover.ErrUnsettled) {
 		err = n.recordEnd(w, control.StateLost, "another node has taken it over")
 	}
@@ -799,16 +883,21 @@ func leaseText(g *control.Guardian) string {
 	length := time.Duration(g.LeaseMs * float64(time.Millisecond))
 	switch g.State {
 	case control.LeaseHeld:
-		return fmt.Sprintf("if this node falls silent node %s starts it anew after %v; its lease was renewed %.1f s ago", g.NodeName, lease.Wait(length), g.AgeMs/1000)
+		how := "starts it anew"
+		if c := g.Checkpoint; c != nil && c.Count > 0 {
+			how = fmt.Sprintf("goes on with it, from a checkpoint that is %.1f s old now,", c.AgeMs/1000)
+		} else if c != nil {
+			how = "starts it anew, having no checkpoint yet,"
+		}
+		text := fmt.Sprintf("if this node falls silent node %s %s after %v; its lease was renewed %.1f s ago", g.NodeName, how, lease.Wait(length), g.AgeMs/1000)
+		if c := g.Checkpoint; c != nil && c.Reason != "" {
+			text += "; no newer checkpoint: " + c.Reason
+		}
+		return text
 	case control.LeaseLapsed:
 		return fmt.Sprintf("node %s, which is to take it over, has not answered for %.1f s: it stands still, and may run there", g.NodeName, g.AgeMs/1000)
 	case control.LeaseAsked:
 		return fmt.Sprintf("node %s was asked to take it over if this node falls silent", g.NodeName)
 	}
 	return "if this node falls silent nobody takes it over: " + g.Reason
-}
-
-// reason says what became of a session that began before the worker did.
-func (o origin) reason() string {
-	return fmt.Sprintf("node %s, which ran it, fell silent, and it was started anew elsewhere, without its state; what has no reply may or may not have been handled", o.From)
 }

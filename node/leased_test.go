@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,17 @@ placement: {prefer: [{nodes: [%s], weight: 100}]}
 onDisconnect: {action: fallback, after: %v}
 fallback: [%s]
 `, home, after, strings.Join(fallback, ", "))
+}
+
+// waitTaken waits until a node has the event of having taken a worker over. What
+// the worker's new home says of its next guardian may come before it.
+func waitTaken(t *testing.T, by, from *testNode, reason, text string) {
+	t.Helper()
+	waitFor(t, "the event", func() bool {
+		return slices.ContainsFunc(by.eventsOf(t, control.EventFallback), func(e control.PlacementEvent) bool {
+			return e.Reason == reason && e.From == from.name() && e.Outcome == control.OutcomeDone && strings.Contains(e.Text, text)
+		})
+	})
 }
 
 // waitGuardian waits until a node holds the lease of a worker, as the node says
@@ -65,16 +77,33 @@ func TestTakeOver(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// It comes to read an interface at a node that is none of these: the guardian
+	// is told.
+	far := []boundInterface{{Name: "location", Node: mesh.NodeID(newID())}}
+	a.worker(w.ID).reads.bind(far)
+	waitFor(t, "the guardian to know where it reads", func() bool {
+		g := b.guards.find(w.ID)
+		if g == nil {
+			return false
+		}
+		g.mu.Lock()
+		rec := g.g.Record()
+		g.mu.Unlock()
+		m, err := parseGuardMeta(rec.Meta)
+		return err == nil && rec.Held() && slices.Equal(m.App.Interfaces, far)
+	})
+
 	dir := a.cfg.StateDir
 	a.stop(t)
 	waitAt(t, b, "counter")
+	if got := b.worker(w.ID).reads.bound(); !slices.Equal(got, far) {
+		t.Errorf("it reads interfaces at %v, want %v", got, far)
+	}
 	now, err := b.client.Worker(ctx, "counter")
 	if err != nil || now.ID != w.ID || now.Epoch != w.Epoch+lease.Step || now.App != "counter" || now.Manifest == "" {
 		t.Fatalf("taken: %+v, %v; it was %+v", now, err, w)
 	}
-	if e := b.eventsOf(t, control.EventFallback); len(e) == 0 || e[0].Reason != "owner-silent" || e[0].From != a.name() || e[0].Outcome != control.OutcomeDone {
-		t.Errorf("events: %+v", e)
-	}
+	waitTaken(t, b, a, "owner-silent", "")
 	// A session that the worker had served before is not for the one that began
 	// anew.
 	old := &Sender{node: c.Node, worker: w.ID, follow: c.follow, epoch: w.Epoch}
@@ -264,6 +293,18 @@ func TestGuardFiles(t *testing.T) {
 	}
 }
 
+// TestGuardEmptyManifest refuses to be the guardian of a worker that names no app:
+// nothing would say how it is to be run.
+func TestGuardEmptyManifest(t *testing.T) {
+	n := startNodes(t, 1)[0]
+	rec := sampleRecord()
+	m := lease.Message{Kind: lease.Ask, Worker: rec.Worker, Epoch: 1, Lease: time.Second, Meta: rec.Meta}
+	a, err := n.answerOwner(t.Context(), mesh.NodeID(rec.Owner), m)
+	if err != nil || a.Kind != lease.Refused || !strings.Contains(a.Reason, "its manifest is empty") {
+		t.Errorf("answered %+v, %v", a, err)
+	}
+}
+
 func FuzzGuardRecord(f *testing.F) {
 	f.Add(encodeGuard(sampleRecord()))
 	f.Add(encodeGuard(lease.Record{Worker: newID()}))
@@ -288,6 +329,7 @@ func FuzzLeaseMessage(f *testing.F) {
 		{Kind: lease.Renew, Worker: rec.Worker, Epoch: 5, Ticket: 7, Seq: 1},
 		{Kind: lease.Release, Worker: rec.Worker, Epoch: 5, Ticket: 7},
 		{Kind: lease.Heard, Worker: rec.Worker, Epoch: 2},
+		{Kind: lease.Yield, Worker: rec.Worker, Epoch: 5, Ticket: 7},
 	} {
 		b, err := encMode.Marshal(m)
 		if err != nil {
@@ -302,7 +344,7 @@ func FuzzLeaseMessage(f *testing.F) {
 		}
 		_, _ = parseGuardMeta(m.Meta)
 		g := lease.RestoreGuard(rec, 0)
-		answer := g.Handle(string(mesh.NodeID(rec.Owners[0])), m, 9, time.Second)
+		answer := g.Handle(string(mesh.NodeID(rec.Owners[0])), m, 9, time.Second, 1)
 		if err := answer.Validate(); err != nil {
 			t.Errorf("%+v was answered %+v: %v", m, answer, err)
 		}

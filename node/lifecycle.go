@@ -228,7 +228,7 @@ func (n *Node) stop(ctx context.Context, w *worker) error {
 
 // deleteRecord makes the journal forget a worker that its user stopped.
 func (n *Node) deleteRecord(w *worker) error {
-	err := n.journal.Delete(w.ID)
+	err := n.journal.Delete(w.ID, w.epochNow())
 	if errors.Is(err, handover.ErrUnsettled) {
 		// A node that it came from may still ask what became of it.
 		return n.recordEnd(w, control.StateStopped, stoppedByUser)
@@ -297,6 +297,9 @@ func (n *Node) unlist(id string, w *worker) {
 	if w == nil || n.ended[id] == w {
 		delete(n.ended, id)
 	}
+	if w == nil || n.orphans[id] == w {
+		delete(n.orphans, id)
+	}
 }
 
 func (n *Node) recordEnd(w *worker, state, reason string) error {
@@ -313,7 +316,10 @@ func (n *Node) recordEnd(w *worker, state, reason string) error {
 // them; the journal says so at the next start.
 func (n *Node) endWorkers() {
 	for _, w := range n.locals() {
-		if !ended(w.describe().State) {
+		if w.runner == nil {
+			continue // what became of it is not known here, and asked at the next start
+		}
+		if !ended(w.describe().State) && !w.leaveBehind() {
 			w.kill(control.StateLost, fmt.Sprintf("node %s was stopped while the worker ran there", n.name()))
 		}
 	}
@@ -332,6 +338,8 @@ type recordMeta struct {
 	Holders []mesh.NodeID `cbor:"4,keyasint,omitempty"`
 	// App is what the worker carries along of its app. Only in an offer.
 	App *appState `cbor:"5,keyasint,omitempty"`
+	// Lease is the last that the worker got here. Only in the journal.
+	Lease *leaseNote `cbor:"6,keyasint,omitempty"`
 }
 
 func (s spec) meta(state string) []byte { return recordMeta{Spec: s, State: state}.encode() }
@@ -345,7 +353,8 @@ func (r recordMeta) encode() []byte {
 }
 
 // recover reads the journal after a start: what this node owned is lost, since
-// memory does not outlive the process; what it was giving away it asks about.
+// memory does not outlive the process, unless it has a guardian; what it was giving
+// away it asks about.
 func (n *Node) recover() error {
 	records, err := n.journal.All()
 	if err != nil {
@@ -366,6 +375,10 @@ func (n *Node) recover() error {
 			}, n.id)
 		case handover.TodoLost:
 			if meta.State == control.StateStopped {
+				continue
+			}
+			if old.Own != handover.OwnLost && meta.Lease.valid() {
+				n.orphan(old, meta) // the journal stays as it is until its guardian has answered
 				continue
 			}
 			if old.Own != handover.OwnLost || meta.State == "" {

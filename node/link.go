@@ -15,6 +15,22 @@ import (
 // the stream; the newest one is used. It begins with a Hello.
 const protoHandover = "handover"
 
+// protoCopies carries a second copy of a message for which a worker stands
+// still, alone on its stream: a handoverFrame. A packet that is lost is only
+// missed when what follows it is acknowledged, and nothing follows here until the
+// answer comes: QUIC then waits for a round trip and 25 ms and more (RFC 9002,
+// section 6.2). The copy is in another packet and does not wait for the first.
+const protoCopies = "handover-copies"
+
+const (
+	// copyAfter is how long after a message its copy leaves: often the answer is
+	// here by then, or else losses that come together are over.
+	copyAfter = 5 * time.Millisecond
+	// maxCopy bounds what is sent twice, in bytes. Of a longer message most
+	// losses show by the packets behind them.
+	maxCopy = 16 << 10
+)
+
 // A handoverFrame has exactly one field set.
 type handoverFrame struct {
 	Hello   *handoverHello `cbor:"1,keyasint,omitempty"`
@@ -28,6 +44,8 @@ type handoverFrame struct {
 type handoverHello struct {
 	Move        handover.MoveID `cbor:"1,keyasint"`
 	Incarnation uint64          `cbor:"2,keyasint"`
+	// Dial counts the streams that the node has dialled since it started.
+	Dial uint64 `cbor:"3,keyasint,omitempty"`
 }
 
 // maxHandoverFrame bounds a frame, in bytes: a COMMIT with the largest image.
@@ -45,7 +63,8 @@ const linkQueue = 16
 // streams, each would close the other's, and both would dial again, perhaps for
 // ever. So a link has room for one stream of each side's making, reads both, and
 // writes to the one that came last. Only a newer stream of the same side takes
-// a stream's place: who dialled it has given the older one up.
+// a stream's place: who dialled it has given the older one up. Which is newer the
+// dialler says, as two of its streams may be met in either order.
 type link struct {
 	n    *Node
 	move handover.MoveID
@@ -58,6 +77,7 @@ type link struct {
 	stream  *mesh.Stream // written to; one of the two
 	own     *mesh.Stream // that this side dialled
 	theirs  *mesh.Stream // that the peer did
+	newest  struct{ own, theirs handoverHello }
 	dialing bool
 	closed  bool
 }
@@ -115,6 +135,31 @@ func (l *link) send(m handover.Message) {
 	l.put(handoverFrame{Message: b})
 }
 
+// sendCopy sends a message once more after copyAfter, beside the stream of the
+// others, unless it was answered by then: nil for one without an answer. It does
+// not block.
+func (l *link) sendCopy(ctx context.Context, m handover.Message, answered <-chan struct{}) {
+	b, err := handover.Limits{}.Encode(m)
+	if err != nil || len(b) > maxCopy {
+		return // what is wrong with it, send has said
+	}
+	l.n.tasks.Go(func() {
+		select {
+		case <-time.After(copyAfter):
+		case <-answered:
+			return
+		case <-ctx.Done():
+			return
+		}
+		s, err := l.n.mesh.Open(ctx, l.peer, protoCopies, mesh.Urgent)
+		if err != nil {
+			return // the first tells of the path
+		}
+		defer s.Close()
+		_ = mesh.WriteMessage(s, handoverFrame{Message: b})
+	})
+}
+
 // report queues what only this side knows.
 func (l *link) report(r moveReport) { l.put(handoverFrame{Report: &r}) }
 
@@ -152,12 +197,12 @@ func (l *link) dial(ctx context.Context) (*mesh.Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = mesh.WriteMessage(s, handoverFrame{Hello: &handoverHello{Move: l.move, Incarnation: l.n.incarnation}})
-	if err != nil {
+	hello := handoverHello{Move: l.move, Incarnation: l.n.incarnation, Dial: l.n.dials.Add(1)}
+	if err := mesh.WriteMessage(s, handoverFrame{Hello: &hello}); err != nil {
 		s.Close()
 		return nil, err
 	}
-	l.attach(s, true, 0)
+	l.attach(s, true, hello)
 	l.n.tasks.Go(func() { l.n.readHandover(s.Context(), s, l.move) })
 	return s, nil
 }
@@ -193,21 +238,22 @@ func (l *link) redial(ctx context.Context) {
 	})
 }
 
-// attach takes a stream as the one to write to, own if this side dialled it,
-// and tells the machine. incarnation is the peer's, 0 if not known.
-func (l *link) attach(s *mesh.Stream, own bool, incarnation uint64) {
-	l.mu.Lock()
-	place := &l.theirs
+// attach takes a stream that began with hello as the one to write to, own if
+// this side dialled it, and tells the machine. It closes one that came late.
+func (l *link) attach(s *mesh.Stream, own bool, hello handoverHello) {
+	place, newest, incarnation := &l.theirs, &l.newest.theirs, hello.Incarnation
 	if own {
-		place = &l.own
+		place, newest, incarnation = &l.own, &l.newest.own, 0 // the peer's is not known
 	}
+	l.mu.Lock()
 	old := *place
-	closed := l.closed
-	if !closed {
-		l.stream, *place = s, s
+	late := hello.Incarnation == newest.Incarnation && hello.Dial < newest.Dial
+	drop := l.closed || late
+	if !drop {
+		l.stream, *place, *newest = s, s, hello
 	}
 	l.mu.Unlock()
-	if closed {
+	if drop {
 		s.Close()
 		return
 	}
@@ -276,10 +322,45 @@ func (n *Node) serveHandover(ctx context.Context, s *mesh.Stream) {
 	}
 	for _, m := range n.machines(f.Hello.Move) {
 		if m.link().peer == s.Peer() {
-			m.link().attach(s, false, f.Hello.Incarnation)
+			m.link().attach(s, false, *f.Hello)
 		}
 	}
 	n.readHandover(ctx, s, f.Hello.Move)
+}
+
+// serveCopy takes a copy of a message. It only ever goes to a machine that
+// waits for the first: all else is for the stream that has that.
+func (n *Node) serveCopy(ctx context.Context, s *mesh.Stream) {
+	defer s.Close()
+	var f handoverFrame
+	err := readFirst(s, maxCopy+1<<10, &f)
+	if err == nil && f.Message == nil {
+		err = errors.New("no message in it")
+	}
+	var msg handover.Message
+	if err == nil {
+		msg, err = handover.Limits{}.Decode(f.Message)
+	}
+	if err == nil {
+		n.mu.Lock()
+		in, out := n.incoming[msg.Move], n.outgoing[msg.Move]
+		n.mu.Unlock()
+		switch msg.Body.(type) {
+		case handover.Commit:
+			if in != nil {
+				err = n.dispatch(ctx, s, msg)
+			}
+		case handover.Running:
+			if out != nil && !out.hasHeard() { // or what was said since would give way to it
+				err = n.dispatch(ctx, s, msg)
+			}
+		default:
+			err = fmt.Errorf("%s is not sent twice", msg.Body.Type())
+		}
+	}
+	if err != nil {
+		n.log.Debug("copy of a hand-over message", "peer", s.Peer(), "error", err)
+	}
 }
 
 // machines returns the machines of a move that live here: normally one, both

@@ -16,10 +16,10 @@ import (
 type mailbox struct {
 	log *slog.Logger
 
-	mu      sync.Mutex
-	events  []handover.Event
-	flooded bool          // it was said that messages give way
-	signal  chan struct{} // one token: there is something
+	mu       sync.Mutex
+	events   []handover.Event
+	givenWay int           // messages that have, for others; the first may be a copy
+	signal   chan struct{} // one token: there is something
 }
 
 func newMailbox(log *slog.Logger) *mailbox {
@@ -32,8 +32,7 @@ func (b *mailbox) put(ev handover.Event) {
 	if i := slices.IndexFunc(b.events, func(old handover.Event) bool { return sameRoom(old, ev) }); i >= 0 {
 		switch now := ev.(type) {
 		case handover.Received:
-			if !b.flooded {
-				b.flooded = true
+			if b.givenWay++; b.givenWay == 2 {
 				b.log.Warn("hand-over messages come faster than they are handled: the newest of each type is kept",
 					"move", now.Message.Move, "worker", now.Message.Worker, "type", now.Message.Body.Type())
 			}

@@ -125,7 +125,7 @@ func (n *Node) arrive(s *mesh.Stream, msg handover.Message, offer handover.Offer
 	}
 	n.incoming[m.id] = m
 	n.mu.Unlock()
-	m.lnk.attach(s, false, msg.Incarnation)
+	m.lnk.attach(s, false, handoverHello{Move: m.id, Incarnation: msg.Incarnation})
 	m.feed(handover.Received{Message: msg})
 	linkCtx, endLink := context.WithCancel(n.ctx)
 	n.tasks.Go(func() { m.lnk.run(linkCtx) })
@@ -150,6 +150,9 @@ func (m *moveIn) apply(as []handover.Action) (finished bool) {
 				m.sendReport()
 			}
 			m.lnk.send(a.Message)
+			if _, ok := a.Message.Body.(handover.Running); ok {
+				m.lnk.sendCopy(m.ctx, a.Message, nil)
+			}
 		case handover.Persist:
 			m.n.persist(a, m.feed)
 		case handover.Prepare:
@@ -263,7 +266,10 @@ func (m *moveIn) ready(ctx context.Context) error {
 	var app *manifest.App
 	if meta.App != nil {
 		var err error
-		if app, err = meta.App.parse(); err != nil {
+		if app, err = meta.App.parse(); err == nil {
+			err = m.n.hasPinned(app)
+		}
+		if err != nil {
 			return &prepareError{handover.CodePolicy, err}
 		}
 	}
@@ -307,6 +313,11 @@ func (m *moveIn) ready(ctx context.Context) error {
 	m.mu.Lock()
 	m.runner = r
 	m.mu.Unlock()
+	if m.offer.Strategy.Rounds() {
+		if err := m.n.keepData(r); err != nil {
+			m.n.log.Info("data of the module not kept", "module", s.Module, "error", err)
+		}
+	}
 	if err := r.Clear(ctx); err != nil {
 		return &prepareError{handover.CodeRunner, err}
 	}
@@ -564,6 +575,10 @@ func (m *moveIn) drain() {
 	}
 	err := sink.Run(m.ctx, dialer{m.n, m.from})
 	stop()
+	if err == nil && m.files != nil {
+		// What is missing of its files is an error to the worker, not its end.
+		m.feed(handover.MemoryIn{})
+	}
 	if err == nil {
 		// A runner that is gone says so itself.
 		<-files
@@ -583,7 +598,9 @@ func (m *moveIn) drain() {
 		w.draining, w.base, w.awaited = false, base, awaited
 		w.mu.Unlock()
 		m.feed(handover.DrainedAll{})
-		_ = w.do(m.ctx, w.shown) // if it has ended, it says so itself
+		// The move may be over before the loop has time for this. If the worker
+		// has ended, it says so itself.
+		m.n.tasks.Go(func() { _ = w.do(m.n.ctx, w.shown) })
 	}
 }
 

@@ -79,7 +79,8 @@ type moveOut struct {
 	filesThere chan struct{}
 	filesAhead sync.Once
 	blockBytes atomic.Int64
-	continued  bool // the rounds' stream has the frozen memory
+	continued  sync.Once     // gives the rounds' stream the frozen memory
+	runs       chan struct{} // closed when the destination has said that it runs
 	forecast   forecast
 
 	mu       sync.Mutex
@@ -208,11 +209,11 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, opt move
 	strategy := opt.strategy
 	m := &moveOut{
 		n: n, w: w, spec: w.spec, id: handover.NewMoveID(), to: to.ID, toName: to.Record.Name,
-		box: newMailbox(n.log), done: make(chan struct{}), kind: strategy, strategy: strategy.String(), started: time.Now(),
+		box: newMailbox(n.log), done: make(chan struct{}), runs: make(chan struct{}), kind: strategy, strategy: strategy.String(), started: time.Now(),
 		filesThere:  make(chan struct{}),
 		roundsLimit: cmp.Or(opt.rounds, control.MaxRoundsLimitMs*time.Millisecond), priority: max(opt.priority, 1),
 	}
-	carried := w.offered()
+	carried, pause := w.offered(), n.pauseLeft(w, to.ID, strategy)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -244,7 +245,7 @@ func (n *Node) moveAway(ctx context.Context, w *worker, to mesh.Member, opt move
 	}
 	w.move = m
 	m.writes = n.watchWrites(n.ctx, w, n.budget.Share(string(to.ID), m.priority), int64(m.memory), watchOptions{
-		dear: comparesHashes(strategy, to.Record.Paging == "userfaultfd"), noSampling: opt.noSampling,
+		dear: comparesHashes(strategy, to.Record.Paging == "userfaultfd"), noSampling: opt.noSampling, pause: pause,
 	})
 	m.startForecast()
 	n.startOut(m)
@@ -289,7 +290,7 @@ func (n *Node) ask(rec handover.Record, meta recordMeta) error {
 	}
 	m := &moveOut{
 		n: n, spec: s, id: rec.Move, to: to, toName: name,
-		machine: machine, box: newMailbox(n.log), done: make(chan struct{}), started: time.Now(), epoch: rec.Epoch,
+		machine: machine, box: newMailbox(n.log), done: make(chan struct{}), runs: make(chan struct{}), started: time.Now(), epoch: rec.Epoch,
 	}
 	w := n.bury(s, rec.Epoch, control.StateInDoubt,
 		fmt.Sprintf("this node restarted while the worker was on its way to node %s; asking there", m.toName))
@@ -308,7 +309,8 @@ func (m *moveOut) apply(ctx context.Context, as []handover.Action) (finished boo
 			m.lnk.send(a.Message)
 			switch b := a.Message.Body.(type) {
 			case handover.Commit:
-				m.goOn()
+				m.lnk.sendCopy(ctx, a.Message, m.runs)
+				m.n.tasks.Go(func() { m.goOnSoon(ctx) })
 				// Senders go where the worker goes, while it is on its way:
 				// the destination lets them wait until it runs.
 				if m.w != nil {
@@ -460,7 +462,10 @@ func (m *moveOut) freeze(ctx context.Context) {
 }
 
 func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
-	m.writes.hold()
+	events, err := m.writes.hold(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	img, at, err := m.w.freeze(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -470,7 +475,8 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	m.mu.Unlock()
 	size := int64(img.State.Pages) * wasmPage
 	imaged := time.Now()
-	frozen, err := m.writes.frozen(size)
+	// A command's program writes without any event.
+	frozen, err := m.writes.frozen(size, img.Events == events && m.w.console == nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -489,19 +495,49 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	return head, img.Layout, err
 }
 
+// commitLead is how far ahead of the frozen memory COMMIT leaves. The worker
+// needs about that long to resume, and a push meanwhile takes the processors and
+// the queues that COMMIT and RUNNING wait for, at either end.
+const commitLead = 4 * time.Millisecond
+
+// goOnSoon is goOn once the worker runs again, or has had the time for it: it
+// may be waiting for pages now, and word of that takes half a round trip.
+func (m *moveOut) goOnSoon(ctx context.Context) {
+	lead := time.NewTimer(commitLead)
+	defer lead.Stop()
+	select {
+	case <-lead.C:
+	case <-m.runs:
+	case <-ctx.Done():
+		return
+	}
+	m.goOn()
+}
+
+// hasHeard reports whether the destination has said that the worker runs there.
+func (m *moveOut) hasHeard() bool {
+	select {
+	case <-m.runs:
+		return true
+	default:
+		return false
+	}
+}
+
 // goOn lets the stream of the rounds bring the frozen memory, behind the message
 // that says so: nothing is to be in that one's way.
 func (m *moveOut) goOn() {
-	if m.writes == nil || m.continued {
+	if m.writes == nil {
 		return
 	}
-	m.continued = true
-	m.mu.Lock()
-	pages := m.pages
-	m.mu.Unlock()
-	if r := m.writes.rounds; r != nil && pages != nil {
-		r.Continue(pages)
-	}
+	m.continued.Do(func() {
+		m.mu.Lock()
+		pages := m.pages
+		m.mu.Unlock()
+		if r := m.writes.rounds; r != nil && pages != nil {
+			r.Continue(pages)
+		}
+	})
 }
 
 func (m *moveOut) thaw(ctx context.Context, epoch uint64) {
@@ -632,6 +668,7 @@ func (m *moveOut) received(msg handover.Message) {
 		first := m.running.IsZero()
 		if first {
 			m.running = time.Now()
+			close(m.runs)
 		}
 		blackout := m.running.Sub(m.frozen)
 		// A baseline to measure against says nothing about the nodes; and after

@@ -14,8 +14,11 @@
 //	moveOut     a worker leaves: the source of a hand-over
 //	moveIn      a worker arrives: the destination
 //	autopilot   decides where the workers here should be, and moves them
+//	reads       what a worker reads of hosts' interfaces (interface_read.go)
 //	keeper      keeps a worker's lease at its guardian (leased.go)
 //	guards      the workers for which this node is the guardian (guardian.go)
+//	orphan      a worker that its node lost and its guardian takes (orphan.go)
+//	replicator  gives a worker's state to its guardian (replica.go)
 package node
 
 import (
@@ -60,7 +63,8 @@ type Config struct {
 
 	// What the node's machine has, and the latencies that the operator promises
 	// for it; 0 promises nothing.
-	Interfaces, Accelerators                     []string
+	Interfaces                                   []Interface
+	Accelerators                                 []string
 	PromiseAccess, PromiseMoveIn, PromiseMoveOut time.Duration
 
 	MetricsAddr string // host:port of /metrics; empty means none
@@ -70,7 +74,7 @@ type Config struct {
 	CPUStat      string          // where the kernel counts CPU times, for containers with a count of their own [/proc/stat]
 	EventTimeout time.Duration   // the longest an event may take [10 s]
 	DrainTimeout time.Duration   // how long a drain waits for a lost path [60 s]
-	StopTime     time.Duration   // how long workers may take to leave before the node stops; 0 lets none leave
+	StopTime     time.Duration   // how long a node that stops may take for its workers to leave, or to be given to guardians; 0 is none
 	Move         handover.Params // waits of a move
 	WorkerMemory uint64          // bytes that the limits of all workers here may add up to [the machine's memory]
 	PushRate     int64           // bytes a second that all moves together may push; 0 is no limit
@@ -112,6 +116,8 @@ type Node struct {
 	mesh *mesh.Mesh
 	dir  *directory
 	said *facts
+	// sources are the interfaces of this host that can be read, by name.
+	sources map[string]*source
 	// Of the autopilot: looks asked for, the moves it has under way, drains of
 	// this node, what it has decided; and the apply that is being carried out.
 	look      chan struct{}
@@ -137,6 +143,7 @@ type Node struct {
 	guards    *guards // workers of others that this node takes over if it must
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
+	dials       atomic.Uint64 // of hand-over streams
 
 	metricsListener net.Listener
 	controlListener net.Listener
@@ -150,6 +157,7 @@ type Node struct {
 	mu       sync.Mutex
 	workers  map[string]*worker // at home here, by id
 	ended    map[string]*worker // failed, lost: kept to be looked at
+	orphans  map[string]*worker // that ran here before the node was started, and are their guardians'
 	starting map[string]bool    // names of an app's workers that are being started
 	outgoing map[handover.MoveID]*moveOut
 	incoming map[handover.MoveID]*moveIn
@@ -158,6 +166,8 @@ type Node struct {
 	// keeping has workers that have left and whose pages are still being put into
 	// the store, by id: each is closed when they are.
 	keeping map[string]chan struct{}
+	// lanes has the streams of pages that may yet get lanes.
+	lanes map[laneKey]laneHome
 	// book has what is promised to workers that owners send here by themselves;
 	// booked is the CPU of each of those on their way, in cores here. load is
 	// the use of all cores, 0 to 1, without them.
@@ -208,14 +218,17 @@ func New(cfg Config) (n *Node, err error) {
 		incarnation: handover.NewIncarnation(),
 		modules:     modules{dir: filepath.Join(cfg.StateDir, "modules")},
 		budget:      pager.NewBudget(cfg.PushRate),
+		sources:     sources(cfg.Interfaces),
 		rtts:        newPathTimes(),
 		workers:     make(map[string]*worker),
 		ended:       make(map[string]*worker),
+		orphans:     make(map[string]*worker),
 		starting:    make(map[string]bool),
 		outgoing:    make(map[handover.MoveID]*moveOut),
 		incoming:    make(map[handover.MoveID]*moveIn),
 		kept:        make(map[pager.Hash]bool),
 		keeping:     make(map[string]chan struct{}),
+		lanes:       make(map[laneKey]laneHome),
 		look:        make(chan struct{}, 1),
 		moveSlots:   make(chan struct{}, movesAtOnce),
 		warming:     make(chan struct{}, 1),
@@ -277,6 +290,8 @@ func New(cfg Config) (n *Node, err error) {
 	if n.guards, err = openGuards(filepath.Join(cfg.StateDir, "guards")); err != nil {
 		return nil, err
 	}
+	// Said from the first word on: a node without free memory fits nothing.
+	n.mesh.UpdateRecord(func(r *mesh.Record) { r.MemoryFree = uint32(n.memoryFree() >> 20) })
 	n.metrics = newMetrics(n)
 	n.server = control.NewServer(control.ServerConfig{Backend: backend{n}, Log: cfg.Log, Version: cfg.Version})
 	if n.controlListener, err = control.Listen(cfg.Socket); err != nil {
@@ -362,11 +377,15 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mesh.Handle(protoStored, n.serveStored)
 	n.mesh.Handle(protoBlocks, n.serveBlocks)
 	n.mesh.Handle(protoHandover, n.serveHandover)
+	n.mesh.Handle(protoCopies, n.serveCopy)
 	n.mesh.Handle(protoPaths, n.servePaths)
 	n.mesh.Handle(protoWarm, n.serveWarm)
 	n.mesh.Handle(protoLease, n.serveLease)
+	n.mesh.Handle(protoInterface, n.serveInterface)
+	n.mesh.Handle(protoReplica, n.serveReplica)
 	n.mesh.Handle(protoDemand, n.servePages)
-	n.mesh.Handle(protoBulk, n.servePages)
+	n.mesh.Handle(protoLanes, n.serveInLanes)
+	n.mesh.Handle(protoLane, n.serveLane)
 	n.mesh.Handle(protoControl, func(ctx context.Context, s *mesh.Stream) {
 		if err := n.server.ServePeer(ctx, s); err != nil {
 			n.log.Debug("request of a peer", "peer", s.Peer(), "error", err)
@@ -406,7 +425,12 @@ func (n *Node) Run(ctx context.Context) error {
 
 	select {
 	case <-asked.Done():
-		n.retire(ctx)
+		if n.cfg.StopTime > 0 {
+			stop, cancel := context.WithTimeout(ctx, n.cfg.StopTime)
+			n.retire(ctx)
+			n.yieldWorkers(stop)
+			cancel()
+		}
 		n.cancel(context.Cause(asked))
 	case <-ctx.Done():
 	}

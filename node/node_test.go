@@ -249,6 +249,15 @@ func (n *testNode) run(t testing.TB, path string, req control.RunRequest) contro
 	return w
 }
 
+// runStore runs a kvstore with entries of that size in all, which is at most 64 MiB.
+func (n *testNode) runStore(t testing.TB, name, size string) control.Worker {
+	t.Helper()
+	w := n.run(t, app(t, "kvstore"), control.RunRequest{Name: name, MemoryLimit: 96 << 20})
+	n.call(t, name, "init "+size)
+	n.call(t, name, "fill")
+	return w
+}
+
 func (n *testNode) call(t testing.TB, worker, payload string) string {
 	t.Helper()
 	r, err := n.client.Call(t.Context(), worker, []byte(payload))

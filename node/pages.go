@@ -14,12 +14,9 @@ import (
 	"meshnode/pager"
 )
 
-// Streams of pages are dialled by the destination: one for what the worker
-// waits for, one for the rest, on connections of their own.
-const (
-	protoDemand = "demand"
-	protoBulk   = "bulk"
-)
+// Streams of pages are dialled by the destination: protoDemand for what the
+// worker waits for, protoLanes for the rest, on connections of their own.
+const protoDemand = "demand"
 
 // protoNamed is for pages by name, whichever worker they are of.
 const protoNamed = "named"
@@ -34,7 +31,7 @@ const (
 	defaultPageCache = 512 << 20
 	// maxVersionBytes bounds what a move remembers of what it has sent, and an
 	// eighth of the memory that is free.
-	maxVersionBytes = 512 << 20
+	maxVersionBytes = 1 << 30
 	// pushWeight is the weight of a worker that runs at its destination and
 	// still has pages here.
 	pushWeight = 4
@@ -42,10 +39,10 @@ const (
 	// and maxAsked how many of them are asked at once.
 	maxHolders = 8
 	maxAsked   = 4
-	// maxNamed bounds the streams over which others ask for pages by name, and
-	// namedIdle how long one may be silent, for a move that pauses between
-	// rounds.
-	maxNamed  = 16
+	// maxNamed bounds the streams over which others ask for pages by name, of
+	// which a move opens one or two, and namedIdle how long one may be silent,
+	// for a move that pauses between rounds.
+	maxNamed  = 24
 	namedIdle = time.Minute
 )
 
@@ -133,11 +130,14 @@ func zeroTable(l pager.Layout) *pager.Table {
 }
 
 // servePages answers a destination that fetches pages, on either stream.
-func (n *Node) servePages(ctx context.Context, s *mesh.Stream) {
+func (n *Node) servePages(ctx context.Context, s *mesh.Stream) { n.servePagesOn(ctx, s, s) }
+
+// servePagesOn is servePages with what is read and written.
+func (n *Node) servePagesOn(ctx context.Context, s *mesh.Stream, rw io.ReadWriter) {
 	err := soon(s, true)
 	var hello pager.Hello
 	if err == nil {
-		hello, err = pager.ReadHello(s)
+		hello, err = pager.ReadHello(rw)
 	}
 	if err == nil {
 		err = soon(s, false)
@@ -169,11 +169,11 @@ func (n *Node) servePages(ctx context.Context, s *mesh.Stream) {
 		}
 	}
 	if src == nil {
-		err := pager.Refuse(s, pager.CodeGone, fmt.Sprintf("node %s does not hold the worker's memory (any more)", n.name()))
+		err := pager.Refuse(rw, pager.CodeGone, fmt.Sprintf("node %s does not hold the worker's memory (any more)", n.name()))
 		n.log.Info("page stream refused", "worker", hello.Worker, "peer", s.Peer(), "error", err)
 		return
 	}
-	if err := src.Serve(ctx, hello, s); err != nil {
+	if err := src.Serve(ctx, hello, rw); err != nil {
 		n.log.Debug("page stream ended", "worker", hello.Worker, "peer", s.Peer(), "error", err)
 	}
 }
@@ -187,6 +187,35 @@ func (n *Node) storeFor(module pager.Hash) *pager.Store {
 		return nil
 	}
 	return n.store
+}
+
+// keepData puts the pages that a module's data segments have written into the
+// store, as far as they take no more than a quarter of it: a worker of the module
+// still has most of them. The runner is one that was just started.
+func (n *Node) keepData(r *runner.Runner) error {
+	region := r.Region()
+	size := int64(r.Pages()) * wasmPage
+	var holes []pager.Run // reading one would fill it
+	if region.File != nil {
+		var err error
+		if holes, err = pager.ZeroRuns(region.File, size); err != nil {
+			return err
+		}
+	}
+	left := storeBytes() / 4 / pager.PageSize
+	for p := pager.PageNum(0); int64(p)*pager.PageSize < size; p++ {
+		for len(holes) > 0 && p >= holes[0].First+pager.PageNum(holes[0].Count) {
+			holes = holes[1:]
+		}
+		if len(holes) > 0 && p >= holes[0].First {
+			continue
+		}
+		if left--; left < 0 {
+			return nil
+		}
+		n.store.Put(region.Data[int64(p)*pager.PageSize:][:pager.PageSize])
+	}
+	return nil
 }
 
 // awaitKept waits until the pages of a worker that has left are in the store.
@@ -225,11 +254,13 @@ func (m *moveIn) peers() (peers []pager.Peer) {
 		if len(peers) == maxAsked {
 			break
 		}
+		open := func(class mesh.Class) func(context.Context) (io.ReadWriteCloser, error) {
+			return func(ctx context.Context) (io.ReadWriteCloser, error) {
+				return m.n.mesh.Open(ctx, id, protoNamed, class)
+			}
+		}
 		peers = append(peers, pager.Peer{
-			Name: m.n.nameOf(id),
-			Dial: func(ctx context.Context) (io.ReadWriteCloser, error) {
-				return m.n.mesh.Open(ctx, id, protoNamed, mesh.Bulk)
-			},
+			Name: m.n.nameOf(id), Dial: open(mesh.Bulk), Demand: open(mesh.Urgent), RTT: m.n.known(id).RTT.P50,
 		})
 	}
 	return peers
@@ -284,5 +315,5 @@ func (d dialer) Demand(ctx context.Context) (io.ReadWriteCloser, error) {
 }
 
 func (d dialer) Bulk(ctx context.Context) (io.ReadWriteCloser, error) {
-	return d.n.mesh.Open(ctx, d.to, protoBulk, mesh.Bulk)
+	return d.n.openLanes(ctx, d.to)
 }

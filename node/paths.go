@@ -115,6 +115,18 @@ func (t *pathTimes) get(id mesh.NodeID) (e pathEstimate, ok bool) {
 	return e, true
 }
 
+// last returns the last round trip to a node, if that was just now.
+func (t *pathTimes) last(id mesh.NodeID, now time.Time) (time.Duration, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.of[id]
+	if p == nil || len(p.samples) == 0 {
+		return 0, false
+	}
+	s := p.samples[len(p.samples)-1]
+	return s.rtt, now.Sub(s.at) <= 4*watchEvery
+}
+
 // watch notes that a path is watched until then. It reports whether nobody
 // pings it yet: the caller has to. Of more than maxWatched paths the last are
 // not watched.
@@ -331,18 +343,14 @@ func (n *Node) pathsFrom(ctx context.Context, from mesh.NodeID, watch []mesh.Nod
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*measureTime)
 	defer cancel()
-	s, err := n.mesh.Open(ctx, from, protoPaths, mesh.Urgent)
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
-	stop := context.AfterFunc(ctx, func() { interrupt(s) })
-	defer stop()
 	var have pathsHave
-	if err := mesh.WriteMessage(s, pathsWant{Watch: watch}); err != nil {
-		return nil, err
-	}
-	if err := mesh.ReadMessage(s, maxPathsMessage, &have); err != nil {
+	err := n.mesh.Request(ctx, from, protoPaths, mesh.Urgent, func(s *mesh.Stream) error {
+		if err := mesh.WriteMessage(s, pathsWant{Watch: watch}); err != nil {
+			return err
+		}
+		return mesh.ReadMessage(s, maxPathsMessage, &have)
+	})
+	if err != nil {
 		return nil, err
 	}
 	if err := have.validate(); err != nil {

@@ -120,6 +120,21 @@ func chosen(in placement.MoveInput) handover.Strategy {
 	panic("strategy " + auto.String() + " is not in the list")
 }
 
+// pauseLeft is how long a worker that moves by s may stand still for pages, if all
+// of them have to be there before it resumes: what its manifest lets a move stop it
+// for, less what such a move takes with none to bring. 0 is no time, or no such
+// objective.
+func (n *Node) pauseLeft(w *worker, to mesh.NodeID, s handover.Strategy) time.Duration {
+	app, _, _, _ := w.place.get()
+	in := n.known(to)
+	if app == nil || app.Objectives.Blackout == nil || s != handover.PreCopy && (s != handover.Hybrid || in.Paging) {
+		return 0
+	}
+	in.Memory, in.Blackout = w.memoryNow(), app.Objectives.Blackout
+	in.Cached = in.Memory
+	return max(in.Blackout.Max.D()-predicted(in, s).BlackoutAt, 0)
+}
+
 // learn takes from a finished move what the path carries, and how the move
 // differed from what was predicted.
 func (m *moveOut) learn() {
@@ -142,13 +157,13 @@ func (m *moveOut) learn() {
 	}
 }
 
-// carriedLocked is what the path has carried, in bytes a second: the last rate
-// of the rounds, or else that of the drain; 0 if it was too little to tell.
+// carriedLocked is what the path has carried, in bytes a second: that of the
+// rounds, or else that of the drain; 0 if it was too little to tell.
 func (m *moveOut) carriedLocked() float64 {
 	if m.writes != nil && m.writes.ready() && m.writes.rounds != nil {
 		if st := m.writes.rounds.Stats(); st.Rate > 0 && st.Bytes >= rateFrom {
-			// Many small rounds keep the rate of the first, which may be of a
-			// few kilobytes; the path has carried what all of them sent.
+			// The rate is a mean of the latest rounds, by bytes. Whatever it says,
+			// the path has carried all that they sent in the time that there was.
 			return max(st.Rate, float64(st.Bytes)/m.frozen.Sub(m.started).Seconds())
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"meshnode/node/control"
 	"meshnode/node/handover"
 	"meshnode/placement"
+	"meshnode/placement/manifest"
 )
 
 // Every strategy is predicted under its own name, and "auto" is one of them.
@@ -33,6 +34,37 @@ func TestPredictedStrategies(t *testing.T) {
 		in.Paging, in.Untracked = c.paging, c.untracked
 		if got := chosen(in); got != c.want {
 			t.Errorf("paging %v, untracked %v: %s, want %s", c.paging, c.untracked, got, c.want)
+		}
+	}
+}
+
+// A worker that waits for all of its memory may stand still for that as long as its
+// manifest lets a move stop it, less what else there is in a blackout.
+func TestPauseLeft(t *testing.T) {
+	nodes := startNodes(t, 2)
+	a, b := nodes[0], nodes[1]
+	a.run(t, app(t, "counter"), control.RunRequest{Name: "counter"})
+	w := a.locals()[0]
+	for _, tc := range []struct {
+		max  time.Duration // 0 is no objective
+		s    handover.Strategy
+		some bool
+	}{
+		{0, handover.PreCopy, false}, {time.Minute, handover.PreCopy, true}, {time.Millisecond, handover.PreCopy, false},
+		{time.Minute, handover.PostCopy, false}, {time.Minute, handover.StopAndCopy, false},
+		{time.Minute, handover.Hybrid, !a.known(b.id).Paging},
+	} {
+		w.place.mu.Lock()
+		app := *w.place.app
+		app.Objectives.Blackout = nil
+		if tc.max > 0 {
+			app.Objectives.Blackout = &manifest.Objective{Max: manifest.Duration(tc.max), Quantile: 0.99}
+		}
+		w.place.app = &app
+		w.place.mu.Unlock()
+		got := a.pauseLeft(w, b.id, tc.s)
+		if got < 0 || got >= time.Minute || (got > 0) != tc.some {
+			t.Errorf("%s, %v at most: %v are left", tc.s, tc.max, got)
 		}
 	}
 }

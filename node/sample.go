@@ -15,17 +15,23 @@ import (
 type sample struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when the userfaultfd is free
+	yields bool          // to another sample too: checkpoints can do without for a while
 }
 
 var errMoving = errors.New("the worker is about to move")
 
 // endSample ends the sample under way, if any, and waits until it has. No other
 // begins while a move is under way.
-func (w *worker) endSample() {
+func (w *worker) endSample() { w.endSampleIf(func(*sample) bool { return true }) }
+
+// endYielding is endSample for what gives way to any sample.
+func (w *worker) endYielding() { w.endSampleIf(func(s *sample) bool { return s.yields }) }
+
+func (w *worker) endSampleIf(which func(*sample) bool) {
 	w.mu.Lock()
 	s := w.sampling
 	w.mu.Unlock()
-	if s != nil {
+	if s != nil && which(s) {
 		s.cancel(errMoving)
 		<-s.done
 	}
@@ -54,6 +60,7 @@ func (n *Node) sample(ctx context.Context, w *worker, length time.Duration) (con
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s := &sample{cancel: cancel, done: make(chan struct{})}
+	w.endYielding()
 	w.mu.Lock()
 	switch {
 	case ended(w.state):
@@ -68,17 +75,20 @@ func (n *Node) sample(ctx context.Context, w *worker, length time.Duration) (con
 	}
 	w.sampling = s
 	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		w.sampling = nil
-		w.mu.Unlock()
-		close(s.done)
-	}()
+	defer w.sampled(s)
 	if !w.memoryIn.hold() {
 		return a, errGone
 	}
 	defer w.memoryIn.release()
 	return n.watch(ctx, w, length)
+}
+
+// sampled says that the userfaultfd is free.
+func (w *worker) sampled(s *sample) {
+	w.mu.Lock()
+	w.sampling = nil
+	w.mu.Unlock()
+	close(s.done)
 }
 
 // watch is sample once nobody else can.

@@ -57,6 +57,8 @@ type Sender struct {
 	held    bool             // the home has no room on this connection
 	rewind  uint64           // the home has room again, from this number on; 0 if it did not say
 	changed chan struct{}    // closed and replaced at every change of the above
+	at      mesh.NodeID      // the home to which s is connected, or was last
+	beyond  time.Duration    // what the last answered call took beyond a round trip there; 0 if not known
 
 	cancel context.CancelCauseFunc
 	done   chan struct{}
@@ -187,7 +189,7 @@ func (s *Sender) roomLocked(n int) bool {
 }
 
 func (s *Sender) addLocked(call bool, payload []byte) {
-	s.pending = append(s.pending, deliverMessage{Seq: s.next, Call: call, Payload: payload})
+	s.pending = append(s.pending, deliverMessage{Seq: s.next, Call: call, Payload: payload, queued: time.Now()})
 	s.bytes += len(payload)
 	s.next++
 	s.changedLocked()
@@ -360,6 +362,9 @@ func (s *Sender) visit(ctx context.Context, home mesh.NodeID) (moved deliverMove
 	if err != nil {
 		return moved, false, err
 	}
+	s.mu.Lock()
+	s.at, s.beyond = home, 0
+	s.mu.Unlock()
 	return s.converse(ctx, st, s.worker)
 }
 
@@ -385,8 +390,12 @@ func (s *Sender) converse(ctx context.Context, st stream, worker string) (moved 
 
 	s.mu.Lock()
 	sent, epoch := s.acked, s.epoch // the last number written to this stream
+	seen := s.seenLocked()
 	s.mu.Unlock()
 	hello := &deliverHello{Worker: worker, Sender: s.id, Base: sent + 1, From: s.from, Epoch: epoch}
+	if seen > sent {
+		hello.Seen = seen // a client has it, or is about to, and has not said so
+	}
 	if err := mesh.WriteMessage(st, deliverFrame{Hello: hello}); err != nil {
 		return moved, false, err
 	}
@@ -422,7 +431,7 @@ func (s *Sender) write(ctx context.Context, st io.Writer, sent uint64) error {
 		i, _ := slices.BinarySearchFunc(s.pending, sent+1, bySeq)
 		// The window is the home's too: it reads no further than that, and it
 		// learns what has arrived only from the messages.
-		acked := s.acked
+		acked, beyond := s.acked, s.beyond
 		j, _ := slices.BinarySearchFunc(s.pending, acked+senderWindow+1, bySeq)
 		if s.held {
 			j = i
@@ -433,7 +442,7 @@ func (s *Sender) write(ctx context.Context, st io.Writer, sent uint64) error {
 			if ctx.Err() != nil || s.isHeld() {
 				break
 			}
-			batch[i].Acked = acked
+			batch[i].Acked, batch[i].Beyond = acked, beyond
 			if s.access != nil {
 				batch[i].Access = s.access()
 			}
@@ -520,6 +529,7 @@ func (s *Sender) arrived(r reply) {
 	defer s.mu.Unlock()
 	switch {
 	case len(s.pending) > 0 && r.Seq == s.pending[0].Seq:
+		s.timedLocked(&s.pending[0], time.Now())
 		s.bytes -= len(s.pending[0].Payload)
 		s.pending = slices.Delete(s.pending, 0, 1)
 	case s.relays && len(s.pending) == 0 && r.Seq == s.next:
@@ -538,6 +548,29 @@ func (s *Sender) arrived(r reply) {
 		s.replies = append(s.replies, r)
 	}
 	s.changedLocked()
+}
+
+// timedLocked notes what a message that was answered now took beyond a round
+// trip, where that is known.
+func (s *Sender) timedLocked(m *deliverMessage, now time.Time) {
+	if s.node == nil || s.access == nil || !m.Call {
+		return
+	}
+	rtt, ok := time.Duration(0), s.at == s.node.id
+	if !ok {
+		rtt, ok = s.node.rtts.last(s.at, now)
+	}
+	if took := now.Sub(m.queued) - rtt; ok && took > 0 && took <= maxBeyond {
+		s.beyond = took
+	}
+}
+
+// seenLocked is the last number whose reply has arrived.
+func (s *Sender) seenLocked() uint64 {
+	if len(s.pending) > 0 {
+		return s.pending[0].Seq - 1
+	}
+	return s.next - 1
 }
 
 // welcomed takes the id of the worker that a name has turned out to mean, and

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"meshnode/pager"
@@ -34,8 +35,12 @@ type writeLog struct {
 }
 
 // watchOptions say how closely to watch a worker. With dear, writes are found by
-// comparing hashes where the kernel cannot tell; see comparesHashes.
-type watchOptions struct{ dear, noSampling bool }
+// comparing hashes where the kernel cannot tell; see comparesHashes. pause is as
+// in pager.RoundsConfig.
+type watchOptions struct {
+	dear, noSampling bool
+	pause            time.Duration
+}
 
 // watchWrites starts to watch w, whose memory is size bytes now. It takes over
 // the share.
@@ -44,7 +49,7 @@ func (n *Node) watchWrites(ctx context.Context, w *worker, share *pager.Share, s
 	l := &writeLog{w: w, share: share, size: size, stop: cancel, began: make(chan struct{}), ended: make(chan struct{})}
 	n.tasks.Go(func() {
 		defer close(l.ended)
-		err := l.begin(n, opt.dear)
+		err := l.begin(n, opt)
 		if err != nil {
 			n.log.Warn("writes not tracked", "worker", w.ID, "error", err)
 		}
@@ -74,7 +79,7 @@ func (n *Node) watchWrites(ctx context.Context, w *worker, share *pager.Share, s
 	return l
 }
 
-func (l *writeLog) begin(n *Node, dear bool) error {
+func (l *writeLog) begin(n *Node, opt watchOptions) error {
 	r := l.w.runner.Region()
 	if r.File != nil {
 		var err error
@@ -82,7 +87,7 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 			return fmt.Errorf("find holes: %w", err)
 		}
 	}
-	if !n.support.Tracking() && !dear {
+	if !n.support.Tracking() && !opt.dear {
 		return nil // hashing all of a running worker's memory costs more than it brings
 	}
 	l.w.endSample()
@@ -94,13 +99,13 @@ func (l *writeLog) begin(n *Node, dear bool) error {
 		return err
 	}
 	l.dear = t.Method() == "hashes"
-	if l.dear && !dear {
+	if l.dear && !opt.dear {
 		return t.Stop()
 	}
 	l.tracker = t
 	l.rounds, err = pager.NewRounds(pager.RoundsConfig{
 		Worker: l.w.ID, Epoch: l.w.epochNow(), Memory: r.Data[:l.w.MemoryLimit], Size: l.w.memoryNow,
-		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), WorkingSet: l.w.awaitedNow(), Versions: versionBytes(), Share: l.share, Log: n.log,
+		Zero: l.zero, Tracker: t, Base: l.w.baseNow(), WorkingSet: l.w.awaitedNow(), Pause: opt.pause, Versions: versionBytes(), Share: l.share, Log: n.log,
 	})
 	return err
 }
@@ -148,40 +153,93 @@ type frozenMemory struct {
 	holes  int          // pages never written
 }
 
+// holdTries is how often a moment between two events is looked for that is long
+// enough to scan the memory in.
+const holdTries = 16
+
 // hold is called when the worker is about to stand still, so that frozen finds
-// nothing under way that it would have to wait for.
-func (l *writeLog) hold() {
+// nothing under way that it would have to wait for. It returns how many events
+// the worker had handled before the last scan: if it has handled none since, there
+// is nothing that another could find.
+func (l *writeLog) hold(ctx context.Context) (events uint64, err error) {
 	l.stop()
 	<-l.ended
-	if l.rounds != nil {
-		l.rounds.Hold()
+	if l.rounds == nil {
+		return 0, nil
 	}
+	if !l.dear {
+		// What was touched is looked for too, but not between two events. An error
+		// comes again.
+		_ = l.rounds.Scan()
+	}
+	if l.dear || l.w.console != nil {
+		// It stands still for the last scan: that takes long, or a command's program
+		// writes without any event.
+		l.rounds.Hold()
+		return 0, nil
+	}
+	for range holdTries {
+		if events, err = l.w.eventsBetween(ctx); err != nil {
+			return 0, err
+		}
+		l.rounds.Hold()
+		zero, err := l.holes(l.w.memoryNow())
+		if err != nil {
+			return 0, err
+		}
+		l.rounds.Prepare(zero)
+		after, err := l.w.eventsBetween(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if after == events {
+			break
+		}
+	}
+	return events, nil
+}
+
+// eventsBetween waits for the event under way, and returns how many the worker
+// has handled.
+func (w *worker) eventsBetween(ctx context.Context) (events uint64, err error) {
+	err = w.do(ctx, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		events = w.events
+	})
+	return events, err
 }
 
 // frozen is called once after hold, when the worker stands still with that much
-// memory. Tracking goes on: to end it takes milliseconds, and is for close.
-func (l *writeLog) frozen(size int64) (f frozenMemory, err error) {
-	pages := int(size / pager.PageSize)
-	f.layout.Pages = pages
-	switch file := l.w.runner.Region().File; {
-	case file == nil:
-	case l.zero == nil:
-		f.layout.Zero, err = pager.ZeroRuns(file, size)
-	default:
-		// What held data then holds data now.
-		was := int(l.size / pager.PageSize)
-		grown := pager.Run{First: pager.PageNum(was), Count: uint32(pages - was)}
-		f.layout.Zero, err = pager.ZeroRunsWithin(file, pager.NormalizeRuns(append(l.zero, grown)))
-	}
+// memory. With still it has stood still since before the last scan of hold.
+// Tracking goes on: to end it takes milliseconds, and is for close.
+func (l *writeLog) frozen(size int64, still bool) (f frozenMemory, err error) {
+	f.layout.Pages = int(size / pager.PageSize)
+	f.layout.Zero, err = l.holes(size)
 	f.holes = pager.CountPages(f.layout.Zero)
 	if err != nil || l.rounds == nil {
 		return f, err
 	}
-	if f.ahead, err = l.rounds.Freeze(pages, f.layout.Zero); err != nil {
+	if f.ahead, err = l.rounds.Freeze(f.layout.Pages, f.layout.Zero, still); err != nil {
 		return f, err
 	}
 	f.layout = f.ahead.Layout
 	return f, nil
+}
+
+// holes returns the pages of a memory of size bytes that were never written.
+func (l *writeLog) holes(size int64) ([]pager.Run, error) {
+	file := l.w.runner.Region().File
+	switch {
+	case file == nil:
+		return nil, nil
+	case l.zero == nil:
+		return pager.ZeroRuns(file, size)
+	}
+	// What held data then holds data now.
+	was, pages := l.size/pager.PageSize, size/pager.PageSize
+	grown := pager.Run{First: pager.PageNum(was), Count: uint32(pages - was)}
+	return pager.ZeroRunsWithin(file, pager.NormalizeRuns(append(slices.Clip(l.zero), grown)))
 }
 
 // sent says what travelled while the worker ran.

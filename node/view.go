@@ -313,9 +313,19 @@ func (w *worker) factsOf(used int64, now time.Time) placement.Worker {
 		// The module is where it ran; of its memory the last one has most.
 		p.Cached = append(p.Cached, placement.Cached{Node: placement.NodeID(id), Bytes: w.leftAt(id, used, p.DirtyRate, now), Module: true})
 	}
-	if !s.last.IsZero() {
-		p.Event = placement.EventTime{P50: s.p50, P99: s.p99, Rate: s.rate, Stamp: placement.Stamp{At: s.last, From: placement.Observed}}
+	w.place.mu.Lock()
+	warmed := w.place.warmed
+	w.place.mu.Unlock()
+	if warmed != "" && !slices.Contains(w.holders, warmed) {
+		p.Cached = append(p.Cached, placement.Cached{Node: placement.NodeID(warmed), Module: true})
 	}
+	if !s.last.IsZero() {
+		p.Event = placement.EventTime{
+			P50: s.p50, P99: s.p99, Mean: s.mean, Deviation: s.deviation, Rate: s.rate, Beyond: s.beyond,
+			Stamp: placement.Stamp{At: s.last, From: placement.Observed},
+		}
+	}
+	p.Interfaces = w.usesOf()
 	for id, u := range s.users {
 		p.Users = append(p.Users, placement.User{Entry: placement.NodeID(id), Access: u.access, Rate: u.rate, Stamp: observed})
 	}

@@ -186,6 +186,42 @@ func TestEventTimes(t *testing.T) {
 	}
 }
 
+// TestBeyond: a sender takes the time of each call that is answered, less the
+// round trip as it was just then.
+func TestBeyond(t *testing.T) {
+	n := &Node{id: "here", rtts: newPathTimes()}
+	now := time.Unix(1000, 0)
+	n.rtts.add("far", 20*time.Millisecond, now)
+	for _, r := range []struct {
+		at   mesh.NodeID
+		call bool
+		took time.Duration
+		when time.Time
+		want time.Duration
+	}{
+		{"far", true, 25 * time.Millisecond, now, 5 * time.Millisecond},
+		{"here", true, 3 * time.Millisecond, now, 3 * time.Millisecond},
+		{"far", false, 25 * time.Millisecond, now, 0},                 // may wait for no answer
+		{"far", true, 15 * time.Millisecond, now, 0},                  // cannot be
+		{"far", true, 2 * time.Minute, now, 0},                        // it was away
+		{"far", true, 25 * time.Millisecond, now.Add(time.Minute), 0}, // the round trip may be another now
+		{"other", true, 25 * time.Millisecond, now, 0},                // not known
+	} {
+		s := &Sender{node: n, at: r.at, access: func() time.Duration { return localAccess }}
+		s.timedLocked(&deliverMessage{Call: r.call, queued: r.when.Add(-r.took)}, r.when)
+		if s.beyond != r.want {
+			t.Errorf("%+v: %v", r, s.beyond)
+		}
+	}
+	var times eventTimes
+	for i := range 9 {
+		times.add(eventTime{at: now, took: time.Millisecond, entry: "a", beyond: time.Duration(i) * time.Millisecond}) // 0 is not known
+	}
+	if got, want := times.summary(now).beyond, 3*time.Millisecond; got != want {
+		t.Errorf("of nine events: %v, want %v", got, want)
+	}
+}
+
 func TestPathTimes(t *testing.T) {
 	p, now := newPathTimes(), time.Unix(1, 0)
 	if _, ok := p.get("a"); ok {

@@ -61,7 +61,13 @@ func (n *Node) warm(w *worker, to mesh.NodeID) {
 	}
 	n.tasks.Go(func() {
 		err := n.askWarm(to, warmWant{Module: w.Module, Bytes: w.ModuleBytes, MemoryLimit: w.MemoryLimit, Kind: w.kind()})
-		if err == nil || n.ctx.Err() != nil {
+		if n.ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			p.mu.Lock()
+			p.warmed = to
+			p.mu.Unlock()
 			return
 		}
 		n.log.Debug("node not ready for a worker", "worker", w.ID, "node", to, "error", err)
@@ -76,18 +82,14 @@ func (n *Node) warm(w *worker, to mesh.NodeID) {
 func (n *Node) askWarm(to mesh.NodeID, want warmWant) error {
 	ctx, cancel := context.WithTimeout(n.ctx, prepareTimeout)
 	defer cancel()
-	s, err := n.mesh.Open(ctx, to, protoWarm, mesh.Bulk)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	stop := context.AfterFunc(ctx, func() { interrupt(s) })
-	defer stop()
-	if err := mesh.WriteMessage(s, want); err != nil {
-		return err
-	}
 	var done warmDone
-	if err := mesh.ReadMessage(s, maxWarmMessage, &done); err != nil {
+	err := n.mesh.Request(ctx, to, protoWarm, mesh.Bulk, func(s *mesh.Stream) error {
+		if err := mesh.WriteMessage(s, want); err != nil {
+			return err
+		}
+		return mesh.ReadMessage(s, maxWarmMessage, &done)
+	})
+	if err != nil {
 		return err
 	}
 	if done.Error != "" {

@@ -3,12 +3,15 @@ package node
 import (
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"meshnode/node/control"
 	"meshnode/node/runner"
 	"meshnode/pager"
+	"meshnode/placement"
 )
 
 // compiled counts the files in the cache of compiled modules that node has.
@@ -61,6 +64,9 @@ func TestWarm(t *testing.T) {
 		t.Error(err)
 	}
 	waitFor(t, "compiled code", func() bool { return b.compiled(t) > 0 })
+	waitFor(t, "word of it", func() bool {
+		return slices.Contains(w.factsInEvent(time.Now()).Cached, placement.Cached{Node: placement.NodeID(b.id), Module: true})
+	})
 	if ws := b.locals(); len(ws) != 0 {
 		t.Errorf("%d workers are there", len(ws))
 	}

@@ -58,6 +58,7 @@ type worker struct {
 	outbox *outbox
 	logs   *logRing
 	times  eventTimes
+	reads  reads
 	place  placed
 	origin origin // set before start
 	// fence is when its lease runs out, by lease.Now; 0 is never. See fenced.
@@ -68,6 +69,7 @@ type worker struct {
 	timers timers
 	frozen bool // for a hand-over
 	paused bool // by the user
+	leaves bool // for good: its node stops, and its guardian has its last state, or is about to
 	// noSends has the sends of the next event refused: see outboxPatience.
 	noSends bool
 	// heldBack says that the outbox was stopped because the lease had run out.
@@ -132,8 +134,11 @@ func (n *Node) newWorker(s spec, epoch uint64, r *runner.Runner, logs *logRing) 
 		requests: make(chan func()), opened: make(chan struct{}, 1), ended: make(chan struct{}),
 		epoch: epoch, state: control.StateStarting, since: time.Now(), attention: make(chan struct{}, 1),
 	}
-	if r != nil && r.Command() {
-		w.console = new(console)
+	if r != nil {
+		r.SetReader(w.readInterface)
+		if r.Command() {
+			w.console = new(console)
+		}
 	}
 	w.place.init(s)
 	w.inbox.fenced = w.fenced
@@ -259,7 +264,7 @@ func (w *worker) message(ctx context.Context, m *message) error {
 	if err != nil {
 		return err
 	}
-	w.times.add(eventTime{at: time.Now(), took: eff.Duration, entry: m.entry, from: m.from, access: m.access})
+	w.times.add(eventTime{at: time.Now(), took: eff.Duration, entry: m.entry, from: m.from, access: m.access, beyond: m.beyond})
 	w.inbox.done(m, reply{Status: eff.Status, Payload: eff.Reply})
 	return nil
 }
@@ -314,6 +319,7 @@ func (w *worker) handle(ctx context.Context, ev runner.Event) (runner.Effects, e
 		return eff, err
 	}
 	w.node.metrics.event(time.Since(started))
+	w.reads.handled()
 	w.timers.apply(eff.Timers, time.Now())
 	if len(eff.Sends) > 0 {
 		if w.fenced() {
@@ -518,7 +524,7 @@ func (w *worker) run(why *bool) {
 
 // halted says whether there is a reason for the worker to stand still. It is
 // called on the loop.
-func (w *worker) halted() bool { return w.frozen || w.paused || w.isCut() || w.fenced() }
+func (w *worker) halted() bool { return w.frozen || w.paused || w.leaves || w.isCut() || w.fenced() }
 
 // runAgain lets it go on unless there is.
 func (w *worker) runAgain() {
@@ -579,7 +585,7 @@ func (w *worker) image(ctx context.Context) (image, error) {
 	return image{
 		Spec: w.spec, State: st, Timers: w.timers.state(),
 		Senders: w.inbox.cursors(), Outbox: w.outbox.state(),
-		Events: events, Paused: w.paused, Lines: w.console.state(), App: w.place.pack(time.Now()), Origin: w.origin,
+		Events: events, Paused: w.paused, Lines: w.console.state(), App: w.carries(time.Now()), Origin: w.origin,
 	}, nil
 }
 
