@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -167,6 +168,51 @@ func BenchmarkMove(b *testing.B) {
 				b.ReportMetric(float64(m.BytesOnWire)/float64(m.MemoryBytes), "wire/memory-"+strategy)
 				b.ReportMetric(float64(m.PagesDemanded), "demanded-"+strategy)
 			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// BenchmarkCommandMove is the blackout of a program that is moved in the middle
+// of its computation beside that of an event worker with as much memory, in turn,
+// there and back: the medians of COMMAND_MOVES (default 20) each, and how much
+// longer the program stands still.
+func BenchmarkCommandMove(b *testing.B) {
+	const link = "rate=1gbit delay=500us"
+	moves := 20
+	if s := os.Getenv("COMMAND_MOVES"); s != "" {
+		moves, _ = strconv.Atoi(s)
+	}
+	for _, mib := range []int{16, 64} {
+		b.Run(fmt.Sprintf("mem=%dMiB/rate=1gbit/rtt=1ms", mib), func(b *testing.B) {
+			p := newPair(b)
+			p.worker(mib)
+			p.run(p.a, "worker", "run", filepath.Join(p.dir, "apps", "until.wasm"), "--name", "command",
+				"--memory-limit", fmt.Sprintf("%dMiB", mib+64), "--", "-1", strconv.Itoa(mib))
+			p.wait("the program's memory", func() bool {
+				return bytes.Contains(p.run(p.a, "worker", "logs", "command"), []byte("filled"))
+			})
+			p.link(link)
+			blackouts := map[string][]float64{}
+			for range b.N {
+				clear(blackouts)
+				for i := range moves {
+					for _, name := range []string{"kv", "command"} {
+						var m control.Migration
+						p.json(p.a, &m, "worker", "migrate", name, "--to", []string{"b", "a"}[i%2])
+						blackouts[name] = append(blackouts[name], m.BlackoutMs)
+					}
+				}
+			}
+			median := func(name string) float64 {
+				slices.Sort(blackouts[name])
+				return blackouts[name][len(blackouts[name])/2]
+			}
+			for name, metric := range map[string]string{"kv": "event", "command": "command"} {
+				b.ReportMetric(median(name), "ms-"+metric)
+				b.ReportMetric(blackouts[name][len(blackouts[name])*9/10], "ms-p90-"+metric)
+			}
+			b.ReportMetric(median("command")-median("kv"), "ms-more")
 			b.ReportMetric(0, "ns/op")
 		})
 	}

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -232,11 +233,24 @@ func (w *world) daemon(args []string) (*daemon, error) {
 }
 
 func (w *world) cmdShutdown(_ bool, args []string) error {
-	d, err := w.daemon(args)
-	if err != nil {
-		return err
+	if len(args) == 0 {
+		return errUsage
 	}
-	return d.shutdown()
+	var ds []*daemon
+	for i := range args {
+		d, err := w.daemon(args[i : i+1])
+		if err != nil {
+			return err
+		}
+		ds = append(ds, d)
+	}
+	errs := make([]error, len(ds))
+	var wg sync.WaitGroup
+	for i, d := range ds {
+		wg.Go(func() { errs[i] = d.shutdown() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // shutdown ends the daemon as an operator would.

@@ -33,8 +33,8 @@
 //		With join it gets a token first, from the node it joins or that
 //		which token names. ! start wants it to end by itself instead,
 //		with an error that is then in stderr.
-//	shutdown NAME
-//		Ends it with SIGTERM and wants it to exit with 0.
+//	shutdown NAME...
+//		Ends it with SIGTERM, or several at once, and wants it to exit with 0.
 //	crash NAME
 //		Ends it with SIGKILL. (The names kill and stop are testscript's.)
 //	restart NAME [flag...]

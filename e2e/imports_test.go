@@ -102,7 +102,7 @@ var importRules = []importRule{
 	},
 	{
 		in: []string{""}, but: []string{"node/runner", "cmd", "e2e"}, not: []string{"os/exec"}, tests: true,
-		why: "the only processes are runners and the nodes of a demo",
+		why: "the only processes are runners, what reads a host's interfaces, and the nodes of a demo",
 	},
 	{
 		in: []string{""}, but: []string{"e2e/netlab", "node/suspend/drive/drivetest"}, not: []string{"testing", "testing/..."}, tests: true,

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -30,6 +31,12 @@ const (
 
 func TestMain(m *testing.M) {
 	if programs[filepath.Base(os.Args[0])] == nil {
+		// What a script has in the background ends with an interrupt. A shell that
+		// has these tests in its own background makes them ignore those, and all
+		// that they start as well: the scripts would wait for ever.
+		if signal.Ignored(os.Interrupt) {
+			signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+		}
 		// The building needs the network that there is outside: the go
 		// command may have to fetch modules.
 		netlab.Enter(func() {

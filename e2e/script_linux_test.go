@@ -85,7 +85,7 @@ var scriptCommands = map[string]struct {
 	"readdress": {"NAME", false, (*world).cmdReaddress},
 	"linkstats": {"A B", false, (*world).cmdLinkStats},
 	"start":     {"NAME [join=OTHER] [token=OTHER] [tier=TIER] [arch=ARCH] [flag...]", true, (*world).cmdStart},
-	"shutdown":  {"NAME", false, (*world).cmdShutdown},
+	"shutdown":  {"NAME...", false, (*world).cmdShutdown},
 	"crash":     {"NAME", false, (*world).cmdCrash},
 	"restart":   {"NAME [flag...]", false, (*world).cmdRestart},
 	"fails":     {"CODE NAME COMMAND...", false, (*world).cmdFails},

@@ -1,6 +1,6 @@
 // A host for command workers under V8. It continues a worker from a checkpoint
 // that meshnode has written, until it ends, waits for input, or has come to a
-// number of suspend points, and then writes one that meshnode can read.
+// number of suspend points (0: at once), and then writes one that meshnode can read.
 //
 //	node host.mjs MODULE DESCRIPTION CHECKPOINT [-polls N] [-input LINE]... [-out FILE]
 //
@@ -219,10 +219,10 @@ wasi.delete(4); // a poll that was interrupted is made again
 let how = "stopped";
 stop.value = polls;
 try {
-  if (entry !== "") {
+  if (entry !== "" && polls > 0) {
     instance.exports["meshnode:run"]();
   }
-  if (!stack.stopped()) {
+  if (polls > 0 && !stack.stopped()) {
     for (const next of entry === "" ? [program.start, "_start"] : entry === "_start" ? [] : ["_start"]) {
       if (next === "") continue;
       entry = next;
@@ -230,7 +230,7 @@ try {
       if (stack.stopped()) break;
     }
   }
-  if (stack.frames.length === 0) how = "exit 0";
+  if (polls > 0 && stack.frames.length === 0) how = "exit 0";
   else if (waiting) how = "waiting";
 } catch (e) {
   if (!(e instanceof Exit)) throw e;

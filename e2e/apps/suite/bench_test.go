@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,6 +34,9 @@ type variant struct {
 	bytes    int // of Wasm
 	native   int // of machine code, as wazero caches it
 	least    time.Duration
+	// asked is when the program has asked for the next frame to continue, in
+	// processor time: once as it goes on, and then when one has returned.
+	asked []time.Duration
 }
 
 func newVariant(tb testing.TB, name string, module []byte, prog *suspend.Program) *variant {
@@ -63,7 +67,16 @@ func newVariant(tb testing.TB, name string, module []byte, prog *suspend.Program
 	}
 	if prog != nil {
 		v.driver = drive.New(prog, suspend.Flag)
-		if _, err := v.driver.Instantiate(ctx, v.rt); err != nil {
+		note := experimental.FunctionListenerFunc(func(context.Context, api.Module, api.FunctionDefinition, []uint64, experimental.StackIterator) {
+			v.asked = append(v.asked, cpuTime())
+		})
+		listen := experimental.FunctionListenerFactoryFunc(func(f api.FunctionDefinition) experimental.FunctionListener {
+			if slices.Contains(f.ExportNames(), "next") {
+				return note
+			}
+			return nil
+		})
+		if _, err := v.driver.Instantiate(experimental.WithFunctionListenerFactory(ctx, listen), v.rt); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -115,6 +128,19 @@ func (m *means) add(b *testing.B, name string, v float64) {
 	}
 	m.logs[name] += math.Log(v)
 	m.count[name]++
+}
+
+// report reports the means in a line of their own: a benchmark with others in it
+// has none.
+func (m *means) report(b *testing.B) {
+	b.Run("mean", func(b *testing.B) {
+		for b.Loop() {
+		}
+		b.ReportMetric(0, "ns/op")
+		for _, name := range m.names {
+			b.ReportMetric(math.Exp(m.logs[name]/float64(m.count[name])), "mean-"+name)
+		}
+	})
 }
 
 // BenchmarkSuspend measures what being able to stop costs a program that never
@@ -173,16 +199,29 @@ func BenchmarkSuspend(b *testing.B) {
 			}
 		})
 	}
-	b.ReportMetric(0, "ns/op")
-	for _, name := range m.names {
-		b.ReportMetric(math.Exp(m.logs[name]/float64(m.count[name])), "mean-"+name)
-	}
+	m.report(b)
 }
 
 // BenchmarkResumed measures a program's old frames: each program is stopped once,
-// after a tenth of its time, and goes on in the frames that were rebuilt. x-time
-// is the whole run against the plain program.
+// after a tenth of its time, and goes on in the frames that were rebuilt. The
+// figures are processor time against what is then left of the plain program, the
+// least of several runs in turn.
+//
+//   - x-resumed is from the resume to the end.
+//   - x-after is from when frames have returned, where they do within a tenth of
+//     the program's time: from the last of them on. What was done until then counts
+//     as if plain code had done it as fast, so the figure is rather too high.
+//   - x-never is the program that never stops, all of it: what runs when the old
+//     frames have returned is the same code.
+//
+// returned is the number of runs in which frames have returned so early, and left
+// how many old frames there were then still, at most. Where main does the work, its
+// frame is one of them to the end, so that x-after is an old frame's too.
 func BenchmarkResumed(b *testing.B) {
+	repeats := 15
+	if s := os.Getenv("REPEATS"); s != "" {
+		repeats, _ = strconv.Atoi(s)
+	}
 	var m means
 	for _, p := range programs {
 		if p.long == nil {
@@ -196,52 +235,95 @@ func BenchmarkResumed(b *testing.B) {
 			}
 			ctx := context.Background()
 			plain := newVariant(b, "plain", source, nil)
-			once := newVariant(b, "rewritten", prog.Module, prog)
-			var pause time.Duration
+			never := newVariant(b, "rewritten", prog.Module, prog)
+			once := newVariant(b, "stopped", prog.Module, prog)
+			// A run until it stops, from there to its end, and of that the part until
+			// frames have returned, or 0.
+			type parts struct{ before, rest, until time.Duration }
+			var runs []parts
+			left := 0 // old frames, at most, that had not
 			stopping := func(mod api.Module) error {
 				d := once.driver
 				if err := d.Attach(mod); err != nil {
 					return err
 				}
-				timer := time.AfterFunc(pause, d.Stop)
+				timer := time.AfterFunc(plain.least/10, d.Stop)
 				defer timer.Stop()
+				start := cpuTime()
 				_, err := d.Call(ctx, "_start")
-				if errors.Is(err, drive.ErrStopped) {
-					_, err = d.Continue(ctx)
+				if !errors.Is(err, drive.ErrStopped) {
+					return err
 				}
+				run := parts{before: cpuTime() - start}
+				state, err := d.Capture(ctx)
+				if err != nil {
+					return err
+				}
+				once.asked = once.asked[:0]
+				still := 0
+				start = cpuTime()
+				_, err = d.Continue(ctx)
+				run.rest = cpuTime() - start
+				// Asked for the innermost frame, and again whenever one has returned.
+				for returned, at := range once.asked {
+					if returned > 0 && at-start <= plain.least/10 {
+						run.until, still = at-start, len(state.Frames)-returned
+					}
+				}
+				left = max(left, still)
+				runs = append(runs, run)
 				return err
 			}
 			for b.Loop() {
-				for range 3 {
+				for range repeats {
 					want := plain.run(b, p, nil)
-					pause = plain.least / 10
-					if got := once.run(b, p, stopping); got != want {
-						b.Fatalf("stopped once it wrote %q, plain %q", got, want)
+					for _, got := range []string{never.run(b, p, nil), once.run(b, p, stopping)} {
+						if got != want {
+							b.Fatalf("rewritten it wrote %q, plain %q", got, want)
+						}
 					}
 				}
 			}
-			m.add(b, "x-time", float64(once.least)/float64(plain.least))
+			if len(runs) == 0 {
+				b.Fatal("it always ended before it was to stop")
+			}
+			resumed, after, returned := math.Inf(1), math.Inf(1), 0
+			for _, r := range runs {
+				rest := (1 - float64(r.before)/float64(never.least)) * float64(plain.least)
+				resumed = min(resumed, float64(r.rest)/rest)
+				if rest -= float64(r.until); r.until > 0 && rest > 0 {
+					after = min(after, float64(r.rest-r.until)/rest)
+					returned++
+				}
+			}
+			m.add(b, "x-never", float64(never.least)/float64(plain.least))
+			m.add(b, "x-resumed", resumed)
+			if returned > 0 {
+				m.add(b, "x-after", after)
+			}
+			b.ReportMetric(float64(returned), "returned")
+			b.ReportMetric(float64(left), "left")
+			b.ReportMetric(float64(plain.least.Microseconds())/1e3, "ms-plain")
 			b.ReportMetric(0, "ns/op")
 		})
 	}
-	b.ReportMetric(0, "ns/op")
-	for _, name := range m.names {
-		b.ReportMetric(math.Exp(m.logs[name]/float64(m.count[name])), "mean-"+name)
-	}
+	m.report(b)
 }
 
 // BenchmarkStop measures how long a program takes to stop, from the request
 // until its last frame is out, at STOPS (default 3,000) moments that have
 // nothing to do with what it does. "own" metrics are the processor time that the
-// program's thread took meanwhile: what is left where other work gets the
-// processors in between.
+// program's thread took meanwhile. "control" ones are what the machine and Go
+// make of that by the clock: after each stop the same thread looks at nothing but
+// a flag, is asked in the same way, and then computes for as long as it took the
+// program. What is late there is late without any program.
 func BenchmarkStop(b *testing.B) {
 	want := 3000
 	if s := os.Getenv("STOPS"); s != "" {
 		want, _ = strconv.Atoi(s)
 	}
 	for _, p := range programs {
-		if p.long == nil {
+		if p.input != "" { // they wait: see BenchmarkHalt in node/runner
 			continue
 		}
 		b.Run(p.name, func(b *testing.B) {
@@ -251,8 +333,13 @@ func BenchmarkStop(b *testing.B) {
 			}
 			ctx := context.Background()
 			v := newVariant(b, "rewritten", prog.Module, prog)
-			var took, own []time.Duration
+			var took, own, control []time.Duration
 			rng := rand.New(rand.NewPCG(1, 2))
+			type request struct {
+				at   time.Time
+				used time.Duration
+			}
+			asked := make(chan request, 1)
 			stopping := func(mod api.Module) error {
 				d := v.driver
 				if err := d.Attach(mod); err != nil {
@@ -261,17 +348,16 @@ func BenchmarkStop(b *testing.B) {
 				runtime.LockOSThread()
 				defer runtime.UnlockOSThread()
 				used := threadClock()
-				type request struct {
-					at   time.Time
-					used time.Duration
+				soon := func(stop func()) *time.Timer {
+					return time.AfterFunc(200*time.Microsecond+time.Duration(rng.IntN(300_000)), func() {
+						r := request{time.Now(), used()}
+						stop()
+						asked <- r
+					})
 				}
 				run := func() ([]uint64, error) { return d.Call(ctx, "_start") }
 				for {
-					asked := make(chan request, 1)
-					timer := time.AfterFunc(200*time.Microsecond+time.Duration(rng.IntN(300_000)), func() {
-						asked <- request{time.Now(), used()}
-						d.Stop()
-					})
+					timer := soon(d.Stop)
 					_, err := run()
 					if !errors.Is(err, drive.ErrStopped) {
 						if !timer.Stop() {
@@ -279,8 +365,19 @@ func BenchmarkStop(b *testing.B) {
 						}
 						return err
 					}
+					stopped, computed := time.Now(), used()
 					r := <-asked
-					took, own = append(took, time.Since(r.at)), append(own, used()-r.used)
+					computed -= r.used
+					took, own = append(took, stopped.Sub(r.at)), append(own, computed)
+
+					var stop atomic.Bool
+					soon(func() { stop.Store(true) })
+					for !stop.Load() { // it takes no time to see it
+					}
+					r = <-asked
+					for used()-r.used < computed {
+					}
+					control = append(control, time.Since(r.at))
 					if len(took)%200 == 0 {
 						runtime.GC() // as a process that runs programs does
 					}
@@ -288,7 +385,7 @@ func BenchmarkStop(b *testing.B) {
 				}
 			}
 			for b.Loop() {
-				took, own = took[:0], own[:0]
+				took, own, control = took[:0], own[:0], control[:0]
 				for len(took) < want {
 					v.run(b, p, stopping)
 				}
@@ -303,6 +400,7 @@ func BenchmarkStop(b *testing.B) {
 			}
 			report("", took)
 			report("own-", own)
+			report("control-", control)
 			b.ReportMetric(float64(len(took)), "stops")
 			b.ReportMetric(0, "ns/op")
 		})

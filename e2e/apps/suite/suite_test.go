@@ -52,6 +52,9 @@ var programs = []program{
 	{name: "mutual", long: []string{"1000", "25000"}, step: 20},
 	{name: "goroutines", long: []string{"6000"}, step: 40_000},
 	{name: "virtual", long: []string{"8000"}, step: 500},
+	{name: "derive", long: []string{"15000"}, step: 100},
+	{name: "treap", long: []string{"400000"}, step: 100},
+	{name: "maze", long: []string{"1000"}, step: 300},
 	{name: "waiter", input: "hello\nsleep 3\nworld\n", here: true, step: 1},
 	{name: "files", here: true, step: 1},
 	{name: "notes", input: "append a word\nsum a\ncat a\nsize a\ncat b\nwhat\n", here: true, step: 1},
@@ -82,6 +85,25 @@ func module(tb testing.TB, p program) []byte {
 			tb.Skip("the C++ program needs libc++ for wasm32 (Debian: libc++-dev-wasm32, libc++abi-dev-wasm32)")
 		}
 		cmd = exec.Command("clang++", "--target=wasm32-wasi", "-O2", "-s", "-std=c++17", "-fno-exceptions", "-o", out, "virtual/virtual.cc")
+	case p.name == "derive":
+		compiler, target := rust()
+		if compiler == "" {
+			tb.Skip("the Rust program needs rustc and Rust's library for WASI (Debian: rustc, libstd-rust-dev-wasm32)")
+		}
+		cmd = exec.Command(compiler, "--target", target, "--edition=2021", "-O", "-Cstrip=symbols", "-o", out, "derive/derive.rs")
+	case p.name == "treap":
+		// Each version of Zig has another library.
+		if v, err := exec.Command("zig", "version").Output(); err != nil || !strings.HasPrefix(string(v), "0.11.") {
+			tb.Skipf("the Zig program needs zig 0.11: version %q, %v", bytes.TrimSpace(v), err)
+		}
+		cache := tb.TempDir()
+		cmd = exec.Command("zig", "build-exe", "treap/treap.zig", "-target", "wasm32-wasi", "-O", "ReleaseFast", "-fstrip",
+			"--cache-dir", cache, "--global-cache-dir", cache, "-femit-bin="+out)
+	case p.name == "maze":
+		if _, err := exec.LookPath("asc"); err != nil {
+			tb.Skip("the AssemblyScript program needs its compiler (npm: assemblyscript):", err)
+		}
+		cmd = exec.Command("asc", "maze/maze.ts", "-O3", "--exportStart", "_start", "--use", "abort=wasi_abort", "-o", out)
 	default:
 		cmd = exec.Command("clang", "--target=wasm32-wasi", "-O2", "-s", "-Wall", "-Wextra", "-Werror", "-o", out, source)
 	}
@@ -105,6 +127,24 @@ func module(tb testing.TB, p program) []byte {
 	}
 	built.modules[p.name] = b
 	return b
+}
+
+// rust returns a Rust compiler that has the library for WASI, and its name for
+// that; "" if there is none. Rust's own installer puts one on the path that need
+// not have it where Debian's has.
+func rust() (compiler, target string) {
+	for _, compiler := range []string{"rustc", "/usr/bin/rustc"} {
+		for _, target := range []string{"wasm32-wasip1", "wasm32-wasi"} {
+			dir, err := exec.Command(compiler, "--print", "target-libdir", "--target", target).Output()
+			if err != nil {
+				continue
+			}
+			if std, _ := filepath.Glob(filepath.Join(strings.TrimSpace(string(dir)), "libstd-*.rlib")); std != nil {
+				return compiler, target
+			}
+		}
+	}
+	return "", ""
 }
 
 // A world is what surrounds one run of a program, wherever it moves: what it
@@ -161,6 +201,10 @@ func TestMoved(t *testing.T) {
 			prog, err := suspend.Rewrite(m, suspend.Options{Poll: suspend.Countdown})
 			if err != nil {
 				t.Fatal(err)
+			}
+			again, err := suspend.Rewrite(m, suspend.Options{Poll: suspend.Countdown})
+			if err != nil || !bytes.Equal(again.Module, prog.Module) {
+				t.Errorf("rewritten a second time: %v, or other bytes", err)
 			}
 			h := NewHost(t, prog, suspend.Countdown)
 			for _, n := range []int32{0, p.step, p.step + 1, 3*p.step + 1, p.step + rng.Int32N(10*p.step)} {
