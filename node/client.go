@@ -51,7 +51,7 @@ type Client struct {
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	tasks  sync.WaitGroup
+	tasks  tasks
 
 	dialling chan struct{} // holds a value while a connection is being made
 	mu       sync.Mutex

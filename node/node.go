@@ -152,7 +152,7 @@ type Node struct {
 	// waits for. Both are set by Run before anything uses them.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	tasks  sync.WaitGroup
+	tasks  tasks
 
 	mu       sync.Mutex
 	workers  map[string]*worker // at home here, by id
@@ -443,7 +443,9 @@ func (n *Node) Run(ctx context.Context) error {
 	n.endWorkers()
 	n.tasks.Wait()
 	stopMesh()
-	err = errors.Join(err, <-meshed, n.journal.Close(), n.closePages(), n.lock.Close())
+	err = errors.Join(err, <-meshed)
+	n.tasks.Wait() // for what peers asked for until then
+	err = errors.Join(err, n.journal.Close(), n.closePages(), n.lock.Close())
 	switch {
 	case errors.Is(cause, ErrRestart):
 		return ErrRestart

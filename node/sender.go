@@ -101,7 +101,7 @@ func (s *Sender) init(first uint64) {
 
 // start begins to deliver, until ctx ends, in a goroutine of tasks. After halt
 // it may be called again.
-func (s *Sender) start(ctx context.Context, tasks *sync.WaitGroup) {
+func (s *Sender) start(ctx context.Context, tasks *tasks) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	s.cancel, s.done = cancel, make(chan struct{})
 	tasks.Go(func() {
