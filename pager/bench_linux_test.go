@@ -14,6 +14,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -448,4 +449,34 @@ func BenchmarkBulk(b *testing.B) {
 			b.ReportMetric(total.Seconds()/paced.Seconds(), "paced-of-unpaced")
 		})
 	}
+}
+
+// BenchmarkNeighbours is what a look at a memory costs, and what a page that is
+// found does.
+func BenchmarkNeighbours(b *testing.B) {
+	const pages = 64 << 20 / PageSize
+	mem, table := benchMemory(pages)
+	var here atomic.Bool
+	b.Run(fmt.Sprintf("look/mem=%dMiB", len(mem)>>20), func(b *testing.B) {
+		b.SetBytes(int64(len(mem)))
+		b.ReportAllocs()
+		before := cpu(b)
+		for b.Loop() {
+			newTestNeighbours(b, 1<<30, neighbour(mem, &here)).Run(b.Context())
+		}
+		b.ReportMetric(float64(cpu(b)-before)/1e6/float64(b.N), "cpu-ms/op")
+	})
+	b.Run("fetch", func(b *testing.B) {
+		n := newTestNeighbours(b, 1<<30, neighbour(mem, &here))
+		n.Run(b.Context())
+		buf := make([]byte, PageSize)
+		b.SetBytes(PageSize)
+		p := PageNum(0)
+		for b.Loop() {
+			if h, _ := table.Get(p); !n.Fetch(h, buf) {
+				b.Fatal("a page was not found")
+			}
+			p = (p + 1) % pages
+		}
+	})
 }

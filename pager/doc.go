@@ -42,10 +42,12 @@
 //	      <---------------------------- Done        all pushed
 //	Done  ------------------------------->          all in
 //
-// What is named ahead, in rounds or after them, can be brought by other nodes as
-// well, the Peers of an Intake or a Sink: a gather shares it out, and answers the
-// Source once it is known what those do not bring. Of what was named, a page that
-// the worker waits for is asked of them beside the Source: see askElsewhere.
+// What is named ahead, in rounds or after them, is looked for in a Store, and in
+// the memories of other workers that run there, the Neighbours. What they do not
+// have can be brought by other nodes as well, the Peers of an Intake or a Sink: a
+// gather shares it out, and answers the Source once it is known what those do not
+// bring. Of what was named, a page that the worker waits for is asked of them
+// beside the Source: see askElsewhere.
 //
 // A Pages frame brings pages as they are, compressed together, or as patches of
 // versions that came in rounds, if the Hello says that those are read. A patch

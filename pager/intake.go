@@ -28,6 +28,9 @@ type IntakeConfig struct {
 	// Base is what the memory was when the worker left here, if it had been
 	// here and that is known; its pages should be in Store.
 	Base *Table
+	// Neighbours, if not nil, are asked for what Store has not, before anyone
+	// else. Their Run is to be called: names wait for it.
+	Neighbours *Neighbours
 	// Peers, at most 8, are other nodes that may hold pages of the worker. They
 	// are asked, at the same time as the source, for what Store has not.
 	Peers []Peer
@@ -220,7 +223,7 @@ func (t *Intake) connect(ctx context.Context, dial func(context.Context) (io.Rea
 // serve takes frames until the far side is frozen.
 func (t *Intake) serve(l *intakeLink) (err error) {
 	h := Hello{Worker: t.cfg.Worker, Epoch: t.cfg.Epoch, Pages: t.pages, Rounds: true, Accepts: encodeAll}
-	if t.cfg.Store != nil && t.cfg.Store.Len() > 0 || len(t.cfg.Peers) > 0 {
+	if t.cfg.Store != nil && t.cfg.Store.Len() > 0 || t.cfg.Neighbours != nil || len(t.cfg.Peers) > 0 {
 		h.Names = true
 		if t.cfg.Base != nil {
 			h.Base = t.cfg.Base.Digest()
@@ -483,7 +486,11 @@ func (t *Intake) local(name Hash, buf []byte) bool {
 		clear(buf)
 		return true
 	}
-	return t.cfg.Store != nil && t.cfg.Store.Fetch(name, buf)
+	if t.cfg.Store != nil && t.cfg.Store.Fetch(name, buf) {
+		return true
+	}
+	t.cfg.Neighbours.wait(t.stop, nil)
+	return t.cfg.Neighbours.Fetch(name, buf)
 }
 
 // Commit ends the intake: from here on nothing is put in place but by the Sink
@@ -540,6 +547,7 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 
 	cfg.Worker, cfg.Epoch, cfg.Region, cfg.Log = t.cfg.Worker, t.cfg.Epoch, t.cfg.Region, t.cfg.Log
 	cfg.Size, cfg.Table, cfg.Have, cfg.Peers = int64(l.Pages)*PageSize, t.table, have, t.cfg.Peers
+	cfg.Neighbours = t.cfg.Neighbours
 	s, err := newSink(cfg, state, kernelPage)
 	if err != nil {
 		return nil, err

@@ -48,6 +48,9 @@ type SinkConfig struct {
 	// nothing of this worker or its app: names ahead cost the push two round
 	// trips before they are given up.
 	Store *Store
+	// Neighbours, if not nil, are asked for what the Source has named and Store
+	// has not. Their Run is to be called: names wait for it.
+	Neighbours *Neighbours
 	// Peers, at most 8, are other nodes that may hold pages of the worker. What
 	// is missing is asked of them at the same time as of the Source, which has to
 	// send names ahead for that; what somebody waits for, of those that are nearer
@@ -214,8 +217,8 @@ type SinkStats struct {
 	// Source, Local were here already.
 	Faults, Demanded, Local uint64
 	// DemandPages, BulkPages and StorePages have come with bytes over the
-	// demand stream, over the bulk stream, and from the store; ZeroPages
-	// without. Duplicates had come before.
+	// demand stream, over the bulk stream, and from the store or Neighbours;
+	// ZeroPages without. Duplicates had come before.
 	DemandPages, BulkPages, StorePages, ZeroPages, Duplicates uint64
 	// PeerPages have come from Peers, those of the Intake before included.
 	PeerPages uint64
@@ -828,7 +831,8 @@ func (s *Sink) localLocked(p PageNum, most uint32, buf []byte) Run {
 }
 
 // fillLocal puts in place what localLocked took. It is not hashed again: the
-// store, in this process, was given it by that name only after it was hashed.
+// store, in this process, was given it by that name only after it was hashed, and
+// Neighbours gives only what it has just hashed.
 func (s *Sink) fillLocal(r Run, buf []byte) error {
 	s.stats.storePages.Add(uint64(r.Count))
 	return s.fill(r.First, buf[:int(r.Count)*PageSize])
@@ -861,13 +865,7 @@ func (s *Sink) fillFromStore(ctx context.Context) error {
 // bring puts a page in place that a Peer has brought, and whose content was
 // checked, unless it is in, or arriving.
 func (s *Sink) bring(p PageNum, _ Hash, page []byte) error {
-	s.mu.Lock()
-	wanted := s.lacksLocked(p)
-	if wanted {
-		s.state[p] = filling
-	}
-	s.mu.Unlock()
-	if !wanted {
+	if !s.claim(p) {
 		s.stats.duplicates.Add(1)
 		return nil
 	}
@@ -875,10 +873,21 @@ func (s *Sink) bring(p PageNum, _ Hash, page []byte) error {
 	return s.fill(p, page)
 }
 
-// lacking answers names that the Source sent ahead: what the store has is put
-// in place, and bit i of lacks is set if the i-th page, which has name i, is not
-// in.
-func (s *Sink) lacking(fr *frame, names *[maxRun]Hash, lacks, buf []byte) ([]byte, error) {
+// claim marks a page filling, unless it is in, or arriving.
+func (s *Sink) claim(p PageNum) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.lacksLocked(p) {
+		return false
+	}
+	s.state[p] = filling
+	return true
+}
+
+// lacking answers names that the Source sent ahead: what the store or a neighbour
+// has is put in place, and bit i of lacks is set if the i-th page, which has name
+// i, is not in. It waits for the neighbours until stop is closed or all is in.
+func (s *Sink) lacking(stop <-chan struct{}, fr *frame, names *[maxRun]Hash, lacks, buf []byte) ([]byte, error) {
 	lacks = append(lacks[:0], make([]byte, (len(fr.kinds)+7)/8)...)
 	next := 0
 	var last Hash
@@ -914,7 +923,16 @@ func (s *Sink) lacking(fr *frame, names *[maxRun]Hash, lacks, buf []byte) ([]byt
 			continue
 		case s.cfg.Store == nil || !s.cfg.Store.Get(name, buf[:PageSize]):
 			s.mu.Unlock()
-			lacks[i/8] |= 1 << (i % 8)
+			s.cfg.Neighbours.wait(stop, s.done)
+			if !s.cfg.Neighbours.Fetch(name, buf[:PageSize]) {
+				lacks[i/8] |= 1 << (i % 8)
+				continue
+			}
+			if s.claim(p) {
+				if err := s.fillLocal(Run{p, 1}, buf); err != nil {
+					return nil, err
+				}
+			}
 			continue
 		}
 		s.state[p] = filling

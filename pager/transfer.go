@@ -303,7 +303,7 @@ func (l *link) hello(bulk bool, have []Run) error {
 	if h.Accepts&EncodeDelta != 0 {
 		l.base = l.version
 	}
-	h.Names = bulk && (l.cfg.Store != nil && l.cfg.Store.Len() > 0 || l.peers.alive() > 0)
+	h.Names = bulk && (l.cfg.Store != nil && l.cfg.Store.Len() > 0 || l.cfg.Neighbours != nil || l.peers.alive() > 0)
 	return l.write(h.Append(nil))
 }
 
@@ -540,7 +540,7 @@ func (l *link) takeBulk(ctx context.Context, in *frameReader, frames <-chan fram
 			if buf == nil {
 				buf = make([]byte, PageSize)
 			}
-			lacks, err = l.lacking(&fr, &names, lacks, buf)
+			lacks, err = l.lacking(ctx.Done(), &fr, &names, lacks, buf)
 			if err == nil && !l.gather.offer(fr.run.First, names[:len(fr.kinds)], lacks) {
 				out = appendLacks(out[:0], fr.run, lacks)
 				err = l.write(out)
