@@ -50,12 +50,17 @@ type moveIn struct {
 	reserved uint64 // until the worker counts by itself
 	logs     *logRing
 	runner   *runner.Runner // until the worker has it
-	intake   *pager.Intake  // of pages that come before the freeze
-	sink     *pager.Sink
-	files    *arrivingFiles // nil if it has none
-	filled   int64          // bytes of memory that came before the commit
-	w        *worker
-	judged   bool // the source has told how long the worker ran nowhere
+	// neighbours are other workers that may have pages of this one; nil if there
+	// are none. endLook ends the look at what they have, which is set once that
+	// has begun.
+	neighbours *pager.Neighbours
+	endLook    context.CancelFunc
+	intake     *pager.Intake // of pages that come before the freeze
+	sink       *pager.Sink
+	files      *arrivingFiles // nil if it has none
+	filled     int64          // bytes of memory that came before the commit
+	w          *worker
+	judged     bool // the source has told how long the worker ran nowhere
 	// Of the blackout: until the memory was armed, and then until the worker
 	// could run.
 	memoryTook, stateTook time.Duration
@@ -213,6 +218,16 @@ func (m *moveIn) prepare() {
 	defer cancel()
 	err := m.ready(ctx)
 	if err == nil {
+		if m.neighbours != nil {
+			look, end := context.WithTimeout(m.ctx, neighbourTime)
+			m.mu.Lock()
+			m.endLook = end
+			m.mu.Unlock()
+			m.tasks.Go(func() {
+				defer end()
+				m.lookAround(look)
+			})
+		}
 		if m.intake != nil {
 			m.tasks.Go(func() { m.takeIn(m.intake) })
 			if m.files != nil {
@@ -331,6 +346,10 @@ func (m *moveIn) ready(ctx context.Context) error {
 	if err := m.n.awaitKept(ctx, s.ID); err != nil {
 		return &prepareError{handover.CodeOther, err}
 	}
+	neighbours := m.n.neighbours(s.Module)
+	m.mu.Lock()
+	m.neighbours = neighbours
+	m.mu.Unlock()
 	if m.offer.Strategy.Rounds() {
 		intake, err := m.newIntake(r)
 		if err != nil {
@@ -688,6 +707,9 @@ func (m *moveIn) finish(r handover.Result) {
 	m.n.metrics.moves.WithLabelValues("in", r.Outcome.String()).Inc()
 	m.n.log.Info("arrival ended", "worker", m.offer.Worker, "name", m.offer.Name, "from", m.n.nameOf(m.from),
 		"outcome", r.Outcome.String(), "reason", r.Reason)
+	if had := m.neighbours.Found(); had > 0 {
+		m.n.log.Info("pages from other workers here", "worker", m.offer.Worker, "had", had)
+	}
 	if m.intake != nil {
 		m.intake.Close()
 	}

@@ -253,6 +253,125 @@ func TestPagesOfAnother(t *testing.T) {
 	}
 }
 
+// Pages that another worker of the module has at the destination, where it runs,
+// are not sent.
+func TestPagesOfNeighbour(t *testing.T) {
+	const size = 16 << 20
+	a, b := startNeighbour(t, "16MiB")
+	for _, strategy := range []string{control.StrategyHybrid, control.StrategyPostCopy, control.StrategyPreCopy, control.StrategyStopAndCopy} {
+		a.runStore(t, strategy, "16MiB")
+		want := a.call(t, strategy, "digest")
+		known(t, strategy, b)
+		m := a.migrate(t, strategy, b, strategy)
+		if got := b.call(t, strategy, "digest"); got != want {
+			t.Errorf("%s: digest %s, was %s", strategy, got, want)
+		}
+		t.Logf("%s: %d bytes, %d pages pushed, %d demanded", strategy, m.BytesOnWire, m.PagesPushed, m.PagesDemanded)
+		// What the guests' runtimes have is not all alike.
+		if m.BytesOnWire > size/8 {
+			t.Errorf("%s: %d bytes brought a worker of which another one had the same %d", strategy, m.BytesOnWire, size)
+		}
+		// It is not to be a neighbour of the next.
+		if _, err := b.client.Stop(t.Context(), strategy); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A worker that writes all the while has fewer pages for one that comes, and none
+// that are wrong.
+func TestPagesOfBusyNeighbour(t *testing.T) {
+	a, b := startNeighbour(t, "8MiB")
+	b.call(t, "neighbour", "churn 32MiB hot=4MiB")
+	a.runStore(t, "kv", "8MiB")
+	want := a.call(t, "kv", "digest arena")
+	entries := a.call(t, "kv", "digest")
+	known(t, "kv", b)
+	m := a.migrate(t, "kv", b, control.StrategyHybrid)
+	if got := b.call(t, "kv", "digest arena"); got != want {
+		t.Errorf("digest %s, was %s", got, want)
+	}
+	if got := b.call(t, "neighbour", "digest"); got != entries {
+		t.Errorf("its neighbour has digest %s, want %s", got, entries)
+	}
+	if m.BytesOnWire > 6<<20 {
+		t.Errorf("%d bytes brought a worker of which another one had half of 8 MiB", m.BytesOnWire)
+	}
+}
+
+// A worker that ends while its pages are looked for is no harm to one that comes.
+func TestPagesOfNeighbourThatEnds(t *testing.T) {
+	a, b := startNeighbour(t, "32MiB")
+	id := a.runStore(t, "kv", "32MiB").ID
+	want := a.call(t, "kv", "digest")
+	known(t, "kv", b)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		var found uint64
+		for found == 0 && ctx.Err() == nil {
+			runtime.Gosched()
+			if in := b.arrival(id); in != nil {
+				in.mu.Lock()
+				found = in.neighbours.Found()
+				in.mu.Unlock()
+			}
+		}
+		_, err := b.client.Stop(t.Context(), "neighbour")
+		t.Logf("%d pages were found when it was to end", found)
+		ended <- err
+	}()
+	m := a.migrate(t, "kv", b, control.StrategyHybrid)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d bytes", m.BytesOnWire)
+	if got := b.call(t, "kv", "digest"); got != want {
+		t.Errorf("digest %s, was %s", got, want)
+	}
+}
+
+// Neighbours are workers of the same module that run here with all of their
+// memory.
+func TestNeighbours(t *testing.T) {
+	n := startNodes(t, 1)[0]
+	n.run(t, app(t, "counter"), control.RunRequest{Name: "counter"})
+	w := n.locals()[0]
+	draining := func(yes bool) {
+		w.mu.Lock()
+		w.draining = yes
+		w.mu.Unlock()
+	}
+	if n.neighbours(w.Module) == nil {
+		t.Error("a worker is not looked at")
+	}
+	if n.neighbours(pager.Hash{1}) != nil {
+		t.Error("a worker of another module is looked at")
+	}
+	draining(true)
+	if n.neighbours(w.Module) != nil {
+		t.Error("a worker whose memory is arriving is looked at")
+	}
+	draining(false)
+	w.kill(control.StateFailed, "so says a test")
+	if n.neighbours(w.Module) != nil {
+		t.Error("a worker that has ended is looked at")
+	}
+}
+
+// startNeighbour starts two nodes, and at the second a kvstore called neighbour
+// with entries of that size.
+func startNeighbour(t *testing.T, size string) (a, b *testNode) {
+	t.Helper()
+	nodes := startNodes(t, 2)
+	if s := nodes[0].support; !s.Tracking() || !s.Missing {
+		t.Skip("no rounds or no paging here: ", s.Reason)
+	}
+	nodes[1].runStore(t, "neighbour", size)
+	return nodes[0], nodes[1]
+}
+
 // What a worker has left is still there when its node has been stopped and
 // started, so that it brings home what has changed.
 func TestHomeAfterRestart(t *testing.T) {

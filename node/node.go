@@ -141,6 +141,8 @@ type Node struct {
 	attached  attachments
 	promises  *promises
 	guards    *guards // workers of others that this node takes over if it must
+	// looking has room for one move that looks at the neighbours of its worker.
+	looking chan struct{}
 	// incarnation tells this run of the node from its earlier ones.
 	incarnation uint64
 	dials       atomic.Uint64 // of hand-over streams
@@ -227,6 +229,7 @@ func New(cfg Config) (n *Node, err error) {
 		outgoing:    make(map[handover.MoveID]*moveOut),
 		incoming:    make(map[handover.MoveID]*moveIn),
 		kept:        make(map[pager.Hash]bool),
+		looking:     make(chan struct{}, 1),
 		keeping:     make(map[string]chan struct{}),
 		lanes:       make(map[laneKey]laneHome),
 		look:        make(chan struct{}, 1),

@@ -39,6 +39,11 @@ const (
 	// and maxAsked how many of them are asked at once.
 	maxHolders = 8
 	maxAsked   = 4
+	// maxNeighbourBytes bounds how much of the memory of workers that run here is
+	// looked at for pages of one that is coming, and neighbourTime how long that
+	// may take.
+	maxNeighbourBytes = 256 << 20
+	neighbourTime     = time.Second
 	// maxNamed bounds the streams over which others ask for pages by name, of
 	// which a move opens one or two, and namedIdle how long one may be silent,
 	// for a move that pauses between rounds.
@@ -244,8 +249,44 @@ func (m *moveIn) newIntake(r *runner.Runner) (*pager.Intake, error) {
 	if base, ok := m.n.bases.Get(m.offer.Worker); ok {
 		cfg.Base = base
 	}
-	cfg.Peers = m.peers()
+	cfg.Peers, cfg.Neighbours = m.peers(), m.neighbours
 	return pager.NewIntake(cfg)
+}
+
+// neighbours makes what finds pages in the memories of workers that run the same
+// module here, nil if there are none.
+func (n *Node) neighbours(module pager.Hash) *pager.Neighbours {
+	var of []pager.Neighbour
+	for _, w := range n.locals() {
+		// Nobody may look at a memory that still arrives.
+		if w.Module != module || w.runner == nil || w.isDraining() || !w.memoryIn.hold() {
+			continue
+		}
+		w.memoryIn.release()
+		of = append(of, pager.Neighbour{
+			Region: w.runner.Region(), Size: w.memoryNow(), Hold: w.memoryIn.hold, Release: w.memoryIn.release,
+		})
+	}
+	if len(of) == 0 {
+		return nil
+	}
+	nb, err := pager.NewNeighbours(of, maxNeighbourBytes)
+	if err != nil {
+		n.log.Warn("workers here not looked at for pages", "module", module, "error", err)
+		return nil
+	}
+	return nb
+}
+
+// lookAround looks what pages the neighbours have. Moves that come at the same
+// time take turns, so that the workers here keep the other processors.
+func (m *moveIn) lookAround(ctx context.Context) {
+	select {
+	case m.n.looking <- struct{}{}:
+		defer func() { <-m.n.looking }()
+	case <-ctx.Done():
+	}
+	m.neighbours.Run(ctx)
 }
 
 // peers are other nodes that may hold pages of the worker and can be reached.
@@ -295,11 +336,15 @@ func (m *moveIn) newSink(l pager.Layout, arm bool) (*pager.Sink, error) {
 	defer m.mu.Unlock()
 	var err error
 	if m.intake != nil {
+		if m.endLook != nil {
+			m.endLook() // what follows is not named
+		}
 		m.sink, err = m.intake.Commit(l, arm, cfg)
 		return m.sink, err
 	}
 	cfg.Worker, cfg.Epoch, cfg.Region, cfg.Log = m.offer.Worker, m.offer.Epoch, m.runner.Region(), m.n.log
 	cfg.Size, cfg.Table, cfg.Peers = int64(l.Pages)*pager.PageSize, zeroTable(l), m.peers()
+	cfg.Neighbours = m.neighbours
 	m.sink, err = pager.NewSink(cfg)
 	return m.sink, err
 }
