@@ -570,6 +570,19 @@ func (m *Mesh) Request(ctx context.Context, peer NodeID, protocol string, class 
 	return m.t.request(ctx, peer, protocol, class, do)
 }
 
+// Again calls do, which makes a request, and calls it anew where its error says
+// that the peer has seen nothing of that ([ErrNotTaken]), three times in all and
+// not once ctx is done. The error is that of the last call. [Mesh.Request] does
+// this already; Again is for requests made by way of [Mesh.Open].
+func Again(ctx context.Context, do func() error) error {
+	for try := 1; ; try++ {
+		err := do()
+		if !errors.Is(err, ErrNotTaken) || try == maxRequests || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
 func (m *Mesh) running() error {
 	select {
 	case <-m.ready:

@@ -442,6 +442,34 @@ func TestRequest(t *testing.T) {
 	}
 }
 
+// A request is made again for one reason only, and not for ever.
+func TestAgain(t *testing.T) {
+	notTaken := fmt.Errorf("read the answer: %w: %w", ErrUnreachable, ErrNotTaken)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		ctx   context.Context
+		fails []error
+		calls int
+	}{
+		{t.Context(), []error{nil}, 1},
+		{t.Context(), []error{notTaken, nil}, 2},
+		{t.Context(), []error{notTaken, ErrUnreachable}, 2},
+		{t.Context(), []error{notTaken, notTaken, notTaken, nil}, maxRequests},
+		{t.Context(), []error{ErrUnreachable, nil}, 1},
+		{over, []error{notTaken, nil}, 1},
+	} {
+		calls := 0
+		err := Again(c.ctx, func() error {
+			calls++
+			return c.fails[calls-1]
+		})
+		if calls != c.calls || err != c.fails[c.calls-1] {
+			t.Errorf("%v, ended %v: %d calls, %v, want %d", c.fails, c.ctx.Err(), calls, err, c.calls)
+		}
+	}
+}
+
 func TestPing(t *testing.T) {
 	nodes := testMesh(t, 2)
 	p, err := nodes[0].Ping(t.Context(), nodes[1].ID())

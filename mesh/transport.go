@@ -727,12 +727,7 @@ func (t *transport) request(ctx context.Context, id NodeID, protocol string, cla
 		}
 		return err
 	}
-	for try := 1; ; try++ {
-		err := once()
-		if !errors.Is(err, ErrNotTaken) || try == maxRequests || ctx.Err() != nil {
-			return err
-		}
-	}
+	return Again(ctx, once)
 }
 
 func (c *conn) open(ctx context.Context, protocol string) (*Stream, error) {

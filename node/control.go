@@ -427,24 +427,25 @@ func (b backend) Peer(node string) http.RoundTripper {
 // A repeater sends a request again of which the peer has seen nothing.
 type repeater struct{ http.RoundTripper }
 
-func (t repeater) RoundTrip(r *http.Request) (*http.Response, error) {
-	for try := 1; ; try++ {
-		resp, err := t.RoundTripper.RoundTrip(r)
-		if !errors.Is(err, mesh.ErrNotTaken) || try == 3 || r.Context().Err() != nil {
-			return resp, err
-		}
-		if r.Body != nil && r.Body != http.NoBody {
-			if r.GetBody == nil {
-				return nil, err
-			}
+func (t repeater) RoundTrip(r *http.Request) (resp *http.Response, err error) {
+	hasBody := r.Body != nil && r.Body != http.NoBody
+	if hasBody && r.GetBody == nil {
+		return t.RoundTripper.RoundTrip(r)
+	}
+	err = mesh.Again(r.Context(), func() error {
+		next := r
+		if err != nil && hasBody { // which the try before has read
 			body, bodyErr := r.GetBody()
 			if bodyErr != nil {
-				return nil, err
+				return err
 			}
-			r = r.Clone(r.Context())
-			r.Body = body
+			next = r.Clone(r.Context())
+			next.Body = body
 		}
-	}
+		resp, err = t.RoundTripper.RoundTrip(next)
+		return err
+	})
+	return resp, err
 }
 
 // here returns a local worker, or the error that says where it is.
