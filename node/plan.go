@@ -190,6 +190,7 @@ func (n *Node) plan(ctx context.Context, w *worker, to mesh.Member) (control.Mov
 	if f.Rate == 0 {
 		p.Assumed = append(p.Assumed, fmt.Sprintf("%.0f Mbit/s: no move has shown yet what the way to %s carries", placement.AssumedRate*8/1e6, to.Record.Name))
 	}
+	f.Blackout = w.blackoutObjective()
 	f.Cached = w.leftAt(to.ID, f.Memory, f.DirtyRate, time.Now())
 	if f.Cached > 0 {
 		p.Assumed = append(p.Assumed, fmt.Sprintf("node %s still holds %d of the %d MiB, from which the worker came, and has compiled the module", to.Record.Name, f.Cached>>20, f.Memory>>20))
@@ -203,7 +204,7 @@ func (n *Node) plan(ctx context.Context, w *worker, to mesh.Member) (control.Mov
 	moves := placement.PredictMove(f)
 	p.Auto = moves.Auto.String()
 	for _, s := range strategies {
-		p.Predictions = append(p.Predictions, prediction(moves.Options[s.placement], f.Rate == 0))
+		p.Predictions = append(p.Predictions, prediction(&f, moves.Options[s.placement]))
 	}
 	if m := f.Model; m.Moves > 0 {
 		l := &control.Learnt{Moves: m.Moves}
@@ -223,10 +224,10 @@ type forecast struct {
 	facts chan placement.MoveInput // room for one
 	holes int                      // pages never written, at the freeze
 
-	mu          sync.Mutex
-	option      *placement.MoveOption // nil if nothing was predicted
-	rateAssumed bool
-	seen        bool
+	mu     sync.Mutex
+	in     placement.MoveInput
+	option *placement.MoveOption // nil if nothing was predicted
+	seen   bool
 }
 
 // startForecast begins to find out what the prediction needs.
@@ -258,9 +259,10 @@ func (m *moveOut) predict() {
 			f.DirtyRate = r.Stats().Dirty
 		}
 	}
+	f.Blackout = m.w.blackoutObjective()
 	f.Cached = m.w.leftAt(m.to, f.Memory, f.DirtyRate, time.Now())
 	o := predicted(f, m.kind)
-	c.option, c.rateAssumed = &o, f.Rate == 0
+	c.in, c.option = f, &o
 }
 
 // accountLocked adds to a move's result what it was expected to be, and what there is
@@ -268,7 +270,7 @@ func (m *moveOut) predict() {
 func (m *moveOut) accountLocked(r *control.Migration) {
 	m.forecast.mu.Lock()
 	if o := m.forecast.option; o != nil {
-		p := prediction(*o, m.forecast.rateAssumed)
+		p := prediction(&m.forecast.in, *o)
 		r.Predicted = &p
 	}
 	m.forecast.mu.Unlock()

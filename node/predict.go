@@ -9,6 +9,7 @@ import (
 	"meshnode/node/control"
 	"meshnode/node/handover"
 	"meshnode/placement"
+	"meshnode/placement/manifest"
 )
 
 // strategies are all there are, in the order of control.Strategies, with what
@@ -34,11 +35,13 @@ func predicted(in placement.MoveInput, s handover.Strategy) placement.MoveOption
 	return *p.Chosen()
 }
 
-// prediction is an option in the words of the control API.
-func prediction(o placement.MoveOption, rateAssumed bool) control.Prediction {
+// prediction is what placement says of in, for one strategy, in the words of the
+// control API.
+func prediction(in *placement.MoveInput, o placement.MoveOption) control.Prediction {
 	return control.Prediction{
 		Strategy: o.Strategy.String(), BlackoutMs: control.Millis(o.Blackout), TotalMs: control.Millis(o.Total()),
-		Bytes: uint64(o.Bytes), Rounds: o.Rounds, RateAssumed: rateAssumed,
+		Bytes: uint64(o.Bytes), Rounds: o.Rounds, RateAssumed: in.Rate == 0,
+		BreaksBlackout: in.Blackout != nil && o.BlackoutAt > in.Blackout.Max.D(),
 	}
 }
 
@@ -120,17 +123,25 @@ func chosen(in placement.MoveInput) handover.Strategy {
 	panic("strategy " + auto.String() + " is not in the list")
 }
 
+// blackoutObjective is how long the worker's manifest lets a move stop it, or nil.
+func (w *worker) blackoutObjective() *manifest.Objective {
+	app, _, _, _ := w.place.get()
+	if app == nil {
+		return nil
+	}
+	return app.Objectives.Blackout
+}
+
 // pauseLeft is how long a worker that moves by s may stand still for pages, if all
 // of them have to be there before it resumes: what its manifest lets a move stop it
 // for, less what such a move takes with none to bring. 0 is no time, or no such
 // objective.
 func (n *Node) pauseLeft(w *worker, to mesh.NodeID, s handover.Strategy) time.Duration {
-	app, _, _, _ := w.place.get()
 	in := n.known(to)
-	if app == nil || app.Objectives.Blackout == nil || s != handover.PreCopy && (s != handover.Hybrid || in.Paging) {
+	in.Memory, in.Blackout = w.memoryNow(), w.blackoutObjective()
+	if in.Blackout == nil || s != handover.PreCopy && (s != handover.Hybrid || in.Paging) {
 		return 0
 	}
-	in.Memory, in.Blackout = w.memoryNow(), app.Objectives.Blackout
 	in.Cached = in.Memory
 	return max(in.Blackout.Max.D()-predicted(in, s).BlackoutAt, 0)
 }

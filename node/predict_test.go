@@ -17,7 +17,7 @@ func TestPredictedStrategies(t *testing.T) {
 	in := placement.MoveInput{Memory: 64 << 20, Rate: 12.5e6, RTT: placement.RTT{P50: 10 * time.Millisecond}, Paging: true}
 	for i, s := range strategies {
 		o := predicted(in, s.handover)
-		if name := control.Strategies[1+i]; s.handover.String() != name || o.Strategy != s.placement || prediction(o, false).Strategy != name {
+		if name := control.Strategies[1+i]; s.handover.String() != name || o.Strategy != s.placement || prediction(&in, o).Strategy != name {
 			t.Errorf("%s is predicted as %+v", name, o)
 		}
 	}
@@ -34,6 +34,29 @@ func TestPredictedStrategies(t *testing.T) {
 		in.Paging, in.Untracked = c.paging, c.untracked
 		if got := chosen(in); got != c.want {
 			t.Errorf("paging %v, untracked %v: %s, want %s", c.paging, c.untracked, got, c.want)
+		}
+	}
+}
+
+// What would stop a worker for longer than its manifest allows is said to.
+func TestPredictedToBreak(t *testing.T) {
+	in := placement.MoveInput{Memory: 64 << 20, Rate: 1e6, RTT: placement.RTT{P50: 10 * time.Millisecond}}
+	for _, c := range []struct {
+		s    handover.Strategy
+		max  time.Duration // 0 is no objective
+		want bool
+	}{
+		{handover.StopAndCopy, 0, false}, {handover.StopAndCopy, time.Second, true}, {handover.StopAndCopy, time.Hour, false},
+		{handover.PreCopy, time.Second, false}, {handover.PreCopy, time.Millisecond, true},
+		{handover.PostCopy, time.Second, true}, // which waits for all, without paging
+	} {
+		in := in
+		if c.max > 0 {
+			in.Blackout = &manifest.Objective{Max: manifest.Duration(c.max), Quantile: 0.99}
+		}
+		o := predicted(in, c.s)
+		if got := prediction(&in, o); got.BreaksBlackout != c.want {
+			t.Errorf("%s, %v at most: %+v", c.s, c.max, got)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -29,8 +30,9 @@ node at once and its memory follows, the pages it needs first; stop-and-copy
 sends all memory while it stands still, as a baseline to compare with.
 
 With --plan it only says what the move would be like with each strategy: the
-blackout, the time in all and the bytes. The worker is watched for a moment
-for that, and stays where it is.
+blackout, the time in all and the bytes, and which would break the blackout
+objective of the worker's manifest. The worker is watched for a moment for
+that, and stays where it is.
 
 It ends when all memory has arrived. Interrupting it before the worker has
 moved gives the move up; later, the move goes on without being watched.`,
@@ -88,11 +90,14 @@ moved gives the move up; later, the move goes on without being watched.`,
 func planTable(w io.Writer, p control.MovePlan) {
 	row(w, "STRATEGY", "BLACKOUT", "TOTAL", "BYTES", "ROUNDS", "")
 	for _, o := range p.Predictions {
-		mark := " "
+		var marks []string
 		if o.Strategy == p.Auto {
-			mark = "auto takes this one"
+			marks = append(marks, "auto takes this one")
 		}
-		row(w, o.Strategy, millis(o.BlackoutMs), millis(o.TotalMs), shortSize(float64(o.Bytes)), o.Rounds, mark)
+		if o.BreaksBlackout {
+			marks = append(marks, "breaks objectives.blackout")
+		}
+		row(w, o.Strategy, millis(o.BlackoutMs), millis(o.TotalMs), shortSize(float64(o.Bytes)), o.Rounds, cmp.Or(strings.Join(marks, ", "), " "))
 	}
 	s := fmt.Sprintf("\n%s of memory", size(p.MemoryBytes))
 	if a := p.Activity; a != nil {

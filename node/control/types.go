@@ -610,6 +610,9 @@ type Prediction struct {
 	// RateAssumed says that nobody knew what the path carries: TotalMs, and a
 	// blackout that pages travel in, rest on a guess of 100 Mbit/s.
 	RateAssumed bool `json:"rateAssumed,omitempty"`
+	// BreaksBlackout says that the blackout, at its objective's quantile, is
+	// longer than the worker's manifest lets a move stop it.
+	BreaksBlackout bool `json:"breaksBlackout,omitempty"`
 }
 
 // Progress is one report of a move under way. Counters only grow.
