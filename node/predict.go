@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"time"
@@ -49,10 +50,7 @@ func prediction(in *placement.MoveInput, o placement.MoveOption) control.Predict
 // memory is left to the caller.
 func (n *Node) known(to mesh.NodeID) placement.MoveInput {
 	in := placement.MoveInput{Untracked: !n.support.Tracking()}
-	in.Rate, in.Model = n.paths.known(to)
-	if limit := float64(n.cfg.PushRate); limit > 0 && (in.Rate == 0 || in.Rate > limit) {
-		in.Rate = limit
-	}
+	in.Rate, in.Model = n.shown(to)
 	if m, ok := n.mesh.Member(to); ok {
 		in.Paging = m.Record.Paging == "userfaultfd"
 	}
@@ -62,6 +60,17 @@ func (n *Node) known(to mesh.NodeID) placement.MoveInput {
 		in.RTT.P50 = rtt
 	}
 	return in
+}
+
+// shown is what moves to a node have shown: the rate, in bytes a second, which is
+// this node's cap where that is less, 0 if nothing is known, and what they have
+// taught.
+func (n *Node) shown(to mesh.NodeID) (rate float64, model placement.MoveModel) {
+	rate, model = n.paths.known(to)
+	if limit := float64(n.cfg.PushRate); limit > 0 && limit < cmp.Or(rate, placement.AssumedRate) {
+		rate = limit
+	}
+	return rate, model
 }
 
 // facts is known, with a round trip of this moment; without an answer there is
@@ -108,7 +117,7 @@ func (n *Node) strategy(name string, w *worker, to mesh.NodeID) handover.Strateg
 		}
 	}
 	in := n.known(to)
-	in.Memory = w.memoryNow()
+	in.Memory, in.Blackout = w.memoryNow(), w.blackoutObjective()
 	return chosen(in)
 }
 

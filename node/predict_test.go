@@ -215,3 +215,20 @@ func TestSampleAndPlan(t *testing.T) {
 		t.Errorf("a plan after a move: %+v, %v", p, err)
 	}
 }
+
+// A cap is a rate where the way carries more, or nobody knows what it carries and
+// it would be taken for more.
+func TestCapIsKnown(t *testing.T) {
+	for _, c := range []struct {
+		limit      int64
+		rate, want float64
+	}{
+		{0, 0, 0}, {0, 5e6, 5e6}, {1e6, 0, 1e6}, {1e6, 5e6, 1e6}, {1e9, 5e6, 5e6}, {1e9, 0, 0}, {1e9, 2e9, 1e9},
+	} {
+		n := &Node{cfg: Config{PushRate: c.limit}}
+		n.paths.to = map[mesh.NodeID]*pathShown{"to": {rate: c.rate}}
+		if got, _ := n.shown("to"); got != c.want {
+			t.Errorf("a cap of %d, a way that carries %v: %v, want %v", c.limit, c.rate, got, c.want)
+		}
+	}
+}

@@ -200,7 +200,7 @@ func (n *Node) viewFor(ctx context.Context, entries []mesh.NodeID, watch map[mes
 	}
 	for i := range paths {
 		if p := &paths[i]; p.From == placement.NodeID(n.id) {
-			p.Rate, p.Moves = n.paths.known(mesh.NodeID(p.To))
+			p.Rate, p.Moves = n.shown(mesh.NodeID(p.To))
 		}
 	}
 	slices.Sort(notes)
