@@ -157,6 +157,11 @@ type frozenMemory struct {
 // enough to scan the memory in.
 const holdTries = 16
 
+// tellTime is how long the last pages that are stale before the freeze may take to
+// go from the far side's memory, so that COMMIT finds few to be dropped. Where the
+// way is longer than that they are ahead of COMMIT by as much.
+const tellTime = 5 * time.Millisecond
+
 // hold is called when the worker is about to stand still, so that frozen finds
 // nothing under way that it would have to wait for. It returns how many events
 // the worker had handled before the last scan: if it has handled none since, there
@@ -168,9 +173,8 @@ func (l *writeLog) hold(ctx context.Context) (events uint64, err error) {
 		return 0, nil
 	}
 	if !l.dear {
-		// What was touched is looked for too, but not between two events. An error
-		// comes again.
-		_ = l.rounds.Scan()
+		// What was touched is looked for too, but not between two events.
+		l.rounds.Tell(tellTime)
 	}
 	if l.dear || l.w.console != nil {
 		// It stands still for the last scan: that takes long, or a command's program

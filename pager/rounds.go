@@ -136,10 +136,11 @@ type Rounds struct {
 	seq     uint32 // of the last frame sent, over all streams
 	acked   uint32 // frames up to this one were acknowledged
 	round   int
-	left    float64 // bytes to be sent at the end of the last round
-	slow    int     // rounds in a row that have brought little
-	closing bool    // no more pages are sent, only what has become stale
-	picked  int     // pages taken to be sent since judged was todo
+	left    float64       // bytes to be sent at the end of the last round
+	slow    int           // rounds in a row that have brought little
+	closing bool          // no more pages are sent, only what has become stale
+	asked   chan struct{} // by Tell, which waits for it; nil if the stream has seen that
+	picked  int           // pages taken to be sent since judged was todo
 	judged  int
 	rate    float64
 	rateOf  float64 // bytes that tell the rate
@@ -317,6 +318,27 @@ func (r *Rounds) Sample() {
 }
 
 // sample takes in what was touched. It is called with scanning held.
+// Tell has the far side told at once what is stale by now, and returns when that is
+// out of its memory, or after most. It is for the moment before Hold, when the
+// rounds have settled: what is told then is not dropped while the worker stands
+// still.
+func (r *Rounds) Tell(most time.Duration) {
+	if err := r.Scan(); err != nil {
+		return // what is wrong shows again
+	}
+	told := make(chan struct{})
+	r.mu.Lock()
+	r.asked = told
+	r.mu.Unlock()
+	r.notify()
+	late := time.NewTimer(most)
+	defer late.Stop()
+	select {
+	case <-told:
+	case <-late.C:
+	}
+}
+
 func (r *Rounds) sample() error {
 	r.mu.Lock()
 	on := r.sampled != nil
@@ -856,8 +878,14 @@ func (st *roundStream) isClosing() bool {
 // close tells the far side what has become stale, until the memory is frozen,
 // which is nil: at the freeze only what was written last is left to tell.
 func (st *roundStream) close(ctx context.Context, pause *time.Timer) error {
-	var all uint32 // the last frame of what was stale when the rounds ended
+	var all uint32         // the last frame of what was stale when the rounds ended
+	var told chan struct{} // by Tell, to be closed when frame last is acknowledged
+	var last uint32
 	for first := true; ; first = false {
+		st.mu.Lock()
+		asked := st.asked
+		st.asked = nil
+		st.mu.Unlock()
 		if err := st.tellStale(); err != nil {
 			return err
 		}
@@ -865,8 +893,15 @@ func (st *roundStream) close(ctx context.Context, pause *time.Timer) error {
 		if first {
 			all = st.seq
 		}
+		if asked != nil {
+			told, last = asked, st.seq
+		}
 		if st.acked >= all && !isClosed(st.settled) {
 			close(st.settled)
+		}
+		if told != nil && st.acked >= last {
+			close(told)
+			told = nil
 		}
 		st.mu.Unlock()
 		pause.Reset(roundPause)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -265,6 +266,34 @@ func TestRoundsEnd(t *testing.T) {
 	if st := src.Stats(); st.BulkPages+st.DemandPages == 0 {
 		t.Errorf("the rounds had sent all: %+v", rt.rounds.Stats())
 	}
+}
+
+// What was written before Tell is out of the destination's memory when that returns:
+// the freeze has none of it to tell.
+func TestRoundsTell(t *testing.T) {
+	const pages = 512
+	rt := startRounds(t, testRand(t), pages, 0, nil, nil, nil)
+	<-rt.rounds.Settled()
+	for range 3 {
+		rt.from.do(childRequest{Op: "write", Pages: []PageNum{7, 8, 300}, Value: 99})
+		rt.rounds.Tell(time.Minute)
+		for _, p := range []PageNum{7, 8, 300} {
+			if !IsZero(rt.to.region.Data[int(p)*PageSize:][:PageSize]) {
+				t.Errorf("page %d is still there", p)
+			}
+		}
+	}
+	rt.from.do(childRequest{Op: "write", Pages: []PageNum{7, 9}, Value: 98})
+	rt.rounds.Hold()
+	rt.rounds.Prepare(rt.holes())
+	ahead, err := rt.rounds.Freeze(pages, rt.holes(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ahead.Layout.Stale; len(got) > 0 && !slices.Equal(got, []Run{{9, 1}}) {
+		t.Errorf("stale at the freeze: %v, written since was page 9", got)
+	}
+	rt.rounds.Tell(time.Minute) // after the freeze it does not wait
 }
 
 // Of a memory that is known from an earlier visit, only what has changed
