@@ -16,6 +16,21 @@ import (
 	"meshnode/pager"
 )
 
+// startPair starts two nodes for a test of moves in rounds, and with paging of
+// those that also need missing pages to be faults; where the kernel has not what it
+// takes the test is skipped.
+func startPair(t *testing.T, paging bool) (a, b *testNode) {
+	t.Helper()
+	nodes := startNodes(t, 2)
+	switch s := nodes[0].support; {
+	case !s.Tracking():
+		t.Skip("no rounds without write tracking: ", s.Reason)
+	case paging && !s.Missing:
+		t.Skip("no paging here: ", s.Reason)
+	}
+	return nodes[0], nodes[1]
+}
+
 // A node that starts again within its process, to take part in another mesh,
 // leaves nothing behind of the moves that were under way.
 func TestRestartDuringMove(t *testing.T) {
@@ -104,11 +119,7 @@ func TestBusyWhenDrained(t *testing.T) {
 // A worker that goes home at once brings what it has changed, and a byte for each
 // of its other pages: what it has left behind is in the store by then.
 func TestHomeAtOnce(t *testing.T) {
-	nodes := startNodes(t, 2)
-	a, b := nodes[0], nodes[1]
-	if !a.support.Tracking() {
-		t.Skip("no rounds without write tracking: ", a.support.Reason)
-	}
+	a, b := startPair(t, false)
 	a.runStore(t, "kv", "32MiB")
 	want := a.call(t, "kv", "digest")
 	known(t, "kv", b)
@@ -194,11 +205,7 @@ func pagemaps(t *testing.T) (count int) {
 // What a module's data segments have written is not sent, though no worker of the
 // module was ever at the destination.
 func TestModuleData(t *testing.T) {
-	nodes := startNodes(t, 2)
-	a, b := nodes[0], nodes[1]
-	if !a.support.Tracking() {
-		t.Skip("no rounds without write tracking: ", a.support.Reason)
-	}
+	a, b := startPair(t, false)
 	a.run(t, app(t, "counter"), control.RunRequest{Name: "counter"})
 	a.call(t, "counter", "add 42")
 	known(t, "counter", b)
@@ -229,11 +236,7 @@ func TestModuleData(t *testing.T) {
 
 // Pages that a worker has left behind are not sent for another one of its app.
 func TestPagesOfAnother(t *testing.T) {
-	nodes := startNodes(t, 2)
-	a, b := nodes[0], nodes[1]
-	if !a.support.Tracking() {
-		t.Skip("no rounds without write tracking: ", a.support.Reason)
-	}
+	a, b := startPair(t, false)
 	a.runStore(t, "one", "8MiB")
 	one := a.locals()[0]
 	known(t, "one", b)
@@ -364,12 +367,9 @@ func TestNeighbours(t *testing.T) {
 // with entries of that size.
 func startNeighbour(t *testing.T, size string) (a, b *testNode) {
 	t.Helper()
-	nodes := startNodes(t, 2)
-	if s := nodes[0].support; !s.Tracking() || !s.Missing {
-		t.Skip("no rounds or no paging here: ", s.Reason)
-	}
-	nodes[1].runStore(t, "neighbour", size)
-	return nodes[0], nodes[1]
+	a, b = startPair(t, true)
+	b.runStore(t, "neighbour", size)
+	return a, b
 }
 
 // What a worker has left is still there when its node has been stopped and
@@ -409,11 +409,7 @@ func TestHomeAfterRestart(t *testing.T) {
 // The pages that a worker waited for when it came are its working set when it
 // moves on, if nothing better is known.
 func TestAwaitedIsWorkingSet(t *testing.T) {
-	nodes := startNodes(t, 2)
-	a, b := nodes[0], nodes[1]
-	if !a.support.Tracking() || !a.support.Missing {
-		t.Skip("no rounds or no paging here: ", a.support.Reason)
-	}
+	a, b := startPair(t, true)
 	a.runStore(t, "kv", "1MiB")
 	known(t, "kv", b)
 	a.budget = pager.NewBudget(256 << 10) // so that the worker waits for pages
@@ -452,11 +448,7 @@ func TestAwaitedIsWorkingSet(t *testing.T) {
 // Rounds end at the limit they were given, though little has been sent, and the
 // worker runs at its new home with the rest still to come.
 func TestRoundsLimit(t *testing.T) {
-	nodes := startNodes(t, 2)
-	a, b := nodes[0], nodes[1]
-	if !a.support.Tracking() || !a.support.Missing {
-		t.Skip("no rounds or no paging here: ", a.support.Reason)
-	}
+	a, b := startPair(t, true)
 	a.runStore(t, "kv", "8MiB")
 	known(t, "kv", b)
 	a.budget = pager.NewBudget(64 << 10) // all of it takes more than two minutes
@@ -480,11 +472,7 @@ func TestRoundsLimit(t *testing.T) {
 
 // Memory that a worker allocates and fills while its pages travel goes along.
 func TestGrowsDuringRounds(t *testing.T) {
-	nodes := startNodes(t, 2)
-	a, b := nodes[0], nodes[1]
-	if !a.support.Tracking() || !a.support.Missing {
-		t.Skip("no rounds or no paging here: ", a.support.Reason)
-	}
+	a, b := startPair(t, true)
 	a.runStore(t, "kv", "8MiB")
 	known(t, "kv", b)
 	w := a.locals()[0]
@@ -532,11 +520,7 @@ func TestGrowsDuringRounds(t *testing.T) {
 // Moves under way at the same time have their parts of what the node may push by
 // their priorities.
 func TestMovesByPriority(t *testing.T) {
-	nodes := startNodes(t, 2)
-	a, b := nodes[0], nodes[1]
-	if !a.support.Tracking() {
-		t.Skip("no rounds without write tracking: ", a.support.Reason)
-	}
+	a, b := startPair(t, false)
 	a.budget = pager.NewBudget(64 << 10)
 	ctx, cancel := context.WithCancel(t.Context())
 	var moves []*moveOut
