@@ -249,6 +249,28 @@ func TestStop(t *testing.T) {
 	in.Close(ctx)
 }
 
+// runMoved runs a program to its end, and moves it between the compiler and the
+// interpreter whenever it stops; it returns how often that was. At any time *in is
+// the instance that runs, for the functions of the host.
+func runMoved(t *testing.T, h *Host, in **Instance) (stops int) {
+	t.Helper()
+	ctx := context.Background()
+	var err error
+	if *in, err = h.Instance(ctx, Compiler); err != nil {
+		t.Fatal(err)
+	}
+	_, err = (*in).Driver.Call(ctx, "_start")
+	for errors.Is(err, drive.ErrStopped) {
+		stops++
+		*in = h.Move(ctx, *in, Engine(stops%2))
+		_, err = (*in).Continue(ctx)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stops
+}
+
 // TestBlock: a call that blocks is made again with the same arguments, wherever
 // the program is by then, and takes effect once.
 func TestBlock(t *testing.T) {
@@ -285,19 +307,7 @@ func TestBlock(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if in, err = h.Instance(ctx, Compiler); err != nil {
-			t.Fatal(err)
-		}
-		_, err = in.Driver.Call(ctx, "_start")
-		stops := 0
-		for errors.Is(err, drive.ErrStopped) {
-			stops++
-			in = h.Move(ctx, in, Engine(stops%2))
-			_, err = in.Continue(ctx)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		stops := runMoved(t, h, &in)
 		got, _ := Memory(in.Module).ReadUint32Le(0)
 		if want := uint32(1000 + 8*2 + 1000 + 9*2); got != want || stops != 6 {
 			t.Errorf("poll %d: got %d after %d stops, want %d after 6", poll, got, stops, want)
@@ -396,19 +406,7 @@ func TestBlockByReference(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if in, err = h.Instance(ctx, Compiler); err != nil {
-				t.Fatal(err)
-			}
-			_, err = in.Driver.Call(ctx, "_start")
-			stops := 0
-			for errors.Is(err, drive.ErrStopped) {
-				stops++
-				in = h.Move(ctx, in, Engine(stops%2))
-				_, err = in.Continue(ctx)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			stops := runMoved(t, h, &in)
 			if got, _ := Memory(in.Module).ReadUint32Le(0); got != 1008 || stops != 2 {
 				t.Errorf("got %d after %d stops, want 1008 after 2", got, stops)
 			}
