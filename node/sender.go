@@ -127,7 +127,7 @@ func (s *Sender) Close() {
 	<-s.done
 }
 
-// halt ends the deliveries for now: the home is not told that the sender will
+// halt ends the deliveries until start: the home is not told that the sender will
 // not come back.
 func (s *Sender) halt() {
 	s.cancel(errHalted)
