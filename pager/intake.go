@@ -61,8 +61,9 @@ type Intake struct {
 	// the last ones of them. At most all that has come is there, and a page is in
 	// the worker's memory or here; what is replaced is garbage before it is free.
 	aside versions
-	over  bool  // Commit or Close was called
-	sink  *Sink // once Commit was called
+	page  [PageSize]byte // one on its way there
+	over  bool           // Commit or Close was called
+	sink  *Sink          // once Commit was called
 	link  *intakeLink
 	// gather shares out what the source has named, nil without Peers.
 	gather *gather
@@ -319,11 +320,11 @@ func (t *Intake) gatherFor(l *intakeLink, write func([]byte) error, failed *erro
 
 // bringLocked takes a page of a Peer.
 func (t *Intake) bringLocked(p PageNum, name Hash, page []byte) error {
-	if !t.over {
-		t.placeLocked(p, name, page)
-		t.peers.brought.Add(1)
+	if t.over {
+		return nil
 	}
-	return nil
+	t.peers.brought.Add(1)
+	return t.placeLocked(p, name, page)
 }
 
 // receive checks the pages of a frame and puts them in place. Those that come
@@ -354,7 +355,9 @@ func (t *Intake) receive(fr *frame) error {
 		if at[i].at >= 0 {
 			page = fr.data.bytes[int(at[i].at)*PageSize:][:PageSize]
 		}
-		t.placeLocked(fr.run.First+PageNum(i), fr.name(at[i]), page)
+		if err := t.placeLocked(fr.run.First+PageNum(i), fr.name(at[i]), page); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -394,7 +397,10 @@ func (t *Intake) dropPartLocked(r Run) error {
 	for p := r.First; p < r.end(); p++ {
 		t.gather.replacedLocked(p) // what a Peer brings of it is stale as well
 		if name, state := t.table.Get(p); t.state[p] == present && state == Named {
-			t.aside.put(p, name, t.cfg.Region.Data[int(p)*PageSize:][:PageSize], t.pages, t.pages)
+			if err := t.cfg.Region.read(p, t.page[:]); err != nil {
+				return fmt.Errorf("intake: %w", err)
+			}
+			t.aside.put(p, name, t.page[:], t.pages, t.pages)
 		}
 	}
 	if bytes.IndexByte(t.state[r.First:r.end()], present) >= 0 {
@@ -414,23 +420,20 @@ func (t *Intake) version(p PageNum, name, buf []byte) bool {
 	if t.sink != nil {
 		return t.sink.version(p, name, buf)
 	}
-	if have, state := t.table.Get(p); t.over || state != Named || !bytes.HasPrefix(have[:], name) {
-		return false
-	}
-	copy(buf, t.cfg.Region.Data[int(p)*PageSize:])
-	return true
+	have, state := t.table.Get(p)
+	return !t.over && state == Named && bytes.HasPrefix(have[:], name) && t.cfg.Region.read(p, buf[:PageSize]) == nil
 }
 
 // placeLocked puts a page in place, which may replace an earlier version.
-func (t *Intake) placeLocked(p PageNum, name Hash, page []byte) {
+func (t *Intake) placeLocked(p PageNum, name Hash, page []byte) error {
 	t.aside.drop(p)
 	t.table.SetName(p, name)
 	if name == ZeroHash && t.state[p] != present {
 		t.state[p] = lazy // a hole stays one
-		return
+		return nil
 	}
-	copy(t.cfg.Region.Data[int(p)*PageSize:], page)
 	t.state[p] = present
+	return t.cfg.Region.write(p, page)
 }
 
 // lacking takes names: what the store has is put in place, and bit i of lacks
@@ -464,9 +467,12 @@ func (t *Intake) lacking(fr *frame, lacks, buf []byte) (_ []byte, later bool, er
 		t.mu.Lock()
 		t.gather.replacedLocked(p)
 		if here && !t.over {
-			t.placeLocked(p, name, buf)
+			err = t.placeLocked(p, name, buf)
 		}
 		t.mu.Unlock()
+		if err != nil {
+			return nil, false, err
+		}
 		if !here {
 			lacks[i/8] |= 1 << (i % 8)
 			missing++
@@ -535,7 +541,10 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 	if group := max(1, kernelPage/PageSize); arm && group > 1 {
 		have = runsOf(t.pages, func(p PageNum) bool { return t.state[p] == present })
 		var drop []Run
-		have, drop, parts = t.kernelPagesLocked(have, group)
+		var err error
+		if have, drop, parts, err = t.kernelPagesLocked(have, group); err != nil {
+			return nil, fmt.Errorf("intake: %w", err)
+		}
 		state = nil // is by have
 		for _, r := range drop {
 			if err := t.cfg.Region.drop(r); err != nil {
@@ -575,7 +584,7 @@ func (t *Intake) commit(l Layout, arm bool, cfg SinkConfig, kernelPage int) (*Si
 
 // kernelPagesLocked sorts the pages that count by the kernel's larger pages, of
 // which either all is in place or nothing: parts wait beside for the rest.
-func (t *Intake) kernelPagesLocked(data []Run, group int) (have, drop []Run, parts map[PageNum]*stage) {
+func (t *Intake) kernelPagesLocked(data []Run, group int) (have, drop []Run, parts map[PageNum]*stage, err error) {
 	held, zero := make([]bool, t.pages), make([]bool, t.pages)
 	for _, r := range data {
 		for p := r.First; p < r.end(); p++ {
@@ -601,8 +610,12 @@ func (t *Intake) kernelPagesLocked(data []Run, group int) (have, drop []Run, par
 		switch {
 		case here > 0 && left == 0:
 			for p := first; p < first+group; p++ {
-				if zero[p] { // the kernel has it in place like the rest
-					clear(t.cfg.Region.Data[p*PageSize : (p+1)*PageSize])
+				if !zero[p] {
+					continue
+				}
+				// The kernel has it in place like the rest.
+				if err := t.cfg.Region.write(PageNum(p), zeroPage[:]); err != nil {
+					return nil, nil, nil, err
 				}
 			}
 			have = appendRun(have, r)
@@ -610,8 +623,11 @@ func (t *Intake) kernelPagesLocked(data []Run, group int) (have, drop []Run, par
 		case here > 0:
 			st := &stage{bytes: make([]byte, group*PageSize), held: held[first : first+group], left: left}
 			for i, in := range st.held {
-				if in {
-					copy(st.bytes[i*PageSize:(i+1)*PageSize], t.cfg.Region.Data[(first+i)*PageSize:])
+				if !in {
+					continue
+				}
+				if err := t.cfg.Region.read(PageNum(first+i), st.bytes[i*PageSize:(i+1)*PageSize]); err != nil {
+					return nil, nil, nil, err
 				}
 			}
 			parts[r.First] = st
@@ -620,7 +636,7 @@ func (t *Intake) kernelPagesLocked(data []Run, group int) (have, drop []Run, par
 			drop = appendRun(drop, r)
 		}
 	}
-	return have, drop, parts
+	return have, drop, parts, nil
 }
 
 // Close ends an Intake that no Commit has followed, or whose Sink will not run.

@@ -20,7 +20,9 @@ func TestDropParts(t *testing.T) {
 		}
 		for p := range PageNum(pages) {
 			page := mem[int(p)*PageSize:][:PageSize]
-			in.placeLocked(p, HashPage(page), page)
+			if err := in.placeLocked(p, HashPage(page), page); err != nil {
+				t.Fatal(err)
+			}
 		}
 		return in, mem
 	}
@@ -46,14 +48,19 @@ func TestDropParts(t *testing.T) {
 		}
 	})
 	t.Run("fails", func(t *testing.T) {
-		file, err := os.Create(filepath.Join(t.TempDir(), "closed"))
+		path := filepath.Join(t.TempDir(), "memory")
+		file, err := os.Create(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		file.Close()
+		defer file.Close()
 		in, _ := start(t, file)
+		if in.cfg.Region.File, err = os.Open(path); err != nil {
+			t.Fatal(err)
+		}
+		defer in.cfg.Region.File.Close()
 		if err := in.forget([]Run{r}); err == nil {
-			t.Fatal("pages were taken out of a file that is closed")
+			t.Fatal("pages were taken out of a file that can only be read")
 		}
 		if in.aside.held > dropPart {
 			t.Errorf("%d pages were copied before the first was taken out, want at most %d", in.aside.held, dropPart)

@@ -26,7 +26,8 @@ type Region struct {
 	// non-blocking, as OpenUserfault makes it.
 	UFFD int
 	// File is the memory file, if there is one. With it holes are found and
-	// never read, which would fill them.
+	// never read, which would fill them, and pages come and go without being in
+	// the node's page table.
 	File *os.File
 }
 
@@ -44,10 +45,37 @@ func (r Region) validate(size int64) error {
 	return nil
 }
 
-// drop makes pages zero, and holes where the memory is a file.
+// write puts pages in place, from page p on, and read copies them from there: by
+// the file, since to drop a page that the node has mapped takes an interrupt of
+// every processor that one of its threads runs on, 20 to 60 µs instead of 2.
+func (r Region) write(p PageNum, pages []byte) error {
+	if r.File == nil {
+		copy(r.Data[int(p)*PageSize:], pages)
+		return nil
+	}
+	if _, err := r.File.WriteAt(pages, int64(p)*PageSize); err != nil {
+		return fmt.Errorf("put page %d in place: %w", p, err)
+	}
+	return nil
+}
+
+func (r Region) read(p PageNum, pages []byte) error {
+	if r.File == nil {
+		copy(pages, r.Data[int(p)*PageSize:])
+		return nil
+	}
+	if _, err := r.File.ReadAt(pages, int64(p)*PageSize); err != nil {
+		return fmt.Errorf("read page %d: %w", p, err)
+	}
+	return nil
+}
+
+// drop makes pages zero, and holes where the memory is a file that can have some.
 func (r Region) drop(run Run) error {
 	if r.File != nil {
-		return punch(r.File, run)
+		if err := punch(r.File, run); !errors.Is(err, ErrUnsupported) {
+			return err
+		}
 	}
 	clear(r.Data[int(run.First)*PageSize : int(run.end())*PageSize])
 	return nil

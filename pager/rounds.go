@@ -317,7 +317,6 @@ func (r *Rounds) Sample() {
 	r.touched = r.touched[:0]
 }
 
-// sample takes in what was touched. It is called with scanning held.
 // Tell has the far side told at once what is stale by now, and returns when that is
 // out of its memory, or after most. It is for the moment before Hold, when the
 // rounds have settled: what is told then is not dropped while the worker stands
@@ -339,6 +338,7 @@ func (r *Rounds) Tell(most time.Duration) {
 	}
 }
 
+// sample takes in what was touched. It is called with scanning held.
 func (r *Rounds) sample() error {
 	r.mu.Lock()
 	on := r.sampled != nil

@@ -6,10 +6,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -155,6 +157,37 @@ func (rt *roundsTest) finish(kernelPage int) (*Source, *Sink) {
 		}
 	}
 	return src, sink
+}
+
+// What comes, is patched and is dropped again before the freeze is at no time in
+// the node's page table: a page that is there is dropped ten times as slowly.
+func TestIntakeMapsNothing(t *testing.T) {
+	const pages = 1024
+	rt := startRounds(t, testRand(t), pages, 0, nil, nil, nil)
+	settled := rt.rounds.Settled()
+	for i := 0; !isClosed(settled); i++ {
+		rt.from.do(childRequest{Op: "write", Pages: []PageNum{PageNum(i % 64)}, Value: byte(i)})
+	}
+	if here := runsOf(pages, func(p PageNum) bool {
+		rt.intake.mu.Lock()
+		defer rt.intake.mu.Unlock()
+		return rt.intake.state[p] == present
+	}); CountPages(here) < pages/2 {
+		t.Fatalf("%d pages of %d have come", CountPages(here), pages)
+	}
+	pagemap, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pagemap.Close()
+	at := uint64(uintptr(unsafe.Pointer(&rt.to.region.Data[0])))
+	mapped, err := scanPresent(pagemap, at, at+pages*PageSize, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(mapped) > 0 {
+		t.Errorf("%d runs of pages are in the node's page table", len(mapped))
+	}
 }
 
 // What the destination reads after rounds is what the origin wrote last,

@@ -539,7 +539,9 @@ func (s *Sink) fill(first PageNum, data []byte) error {
 	r := Run{first, uint32(len(data) / PageSize)}
 	switch {
 	case !s.isArmed():
-		copy(s.cfg.Region.Data[int(first)*PageSize:], data)
+		if err := s.cfg.Region.write(first, data); err != nil {
+			return err
+		}
 	case s.group > 1:
 		for i := range r.Count {
 			if err := s.stage(first+PageNum(i), data[int(i)*PageSize:int(i+1)*PageSize]); err != nil {

@@ -20,10 +20,16 @@ const versionsSpare = 512
 // reserve readies memory for n more pages, at most versionsSpare, so that put does
 // not ask the system for it, of a memory of limit pages.
 func (v *versions) reserve(n, limit int) {
-	v.begin(limit)
+	if v.pages == nil {
+		v.begin(limit)
+		// The system gives memory only when it is used.
+		for at := 0; at < limit; at += PageSize / 32 {
+			v.pages[at], v.names[at] = nil, Hash{}
+		}
+	}
 	for range min(n, versionsSpare) - len(v.spare) {
 		page := new([PageSize]byte)
-		page[0] = 1 // or the system gives it only when it is used
+		page[0] = 1 // likewise
 		v.spare = append(v.spare, page)
 	}
 }
