@@ -495,15 +495,17 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	return head, img.Layout, err
 }
 
-// commitLead is how far ahead of the frozen memory COMMIT leaves. The worker
-// needs about that long to resume, and a push meanwhile takes the processors and
-// the queues that COMMIT and RUNNING wait for, at either end.
+// commitLead is how far ahead of the frozen memory COMMIT leaves, and half a round
+// trip: the worker needs about that long to resume once COMMIT is there, and a push
+// meanwhile takes the processors and the queues that COMMIT and RUNNING wait for, at
+// either end. What the worker wants first, and asks for, cannot be there earlier
+// than what is pushed then.
 const commitLead = 4 * time.Millisecond
 
 // goOnSoon is goOn once the worker runs again, or has had the time for it: it
 // may be waiting for pages now, and word of that takes half a round trip.
 func (m *moveOut) goOnSoon(ctx context.Context) {
-	lead := time.NewTimer(commitLead)
+	lead := time.NewTimer(commitLead + m.n.known(m.to).RTT.P50/2)
 	defer lead.Stop()
 	select {
 	case <-lead.C:
