@@ -461,12 +461,26 @@ func (m *moveOut) freeze(ctx context.Context) {
 	})
 }
 
-func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
-	events, err := m.writes.hold(ctx)
-	if err != nil {
-		return nil, nil, err
+// halt makes the worker stand still: at a moment in which all that it has written is
+// known already, if there is one, which is still.
+func (m *moveOut) halt(ctx context.Context) (img image, at time.Time, still bool, err error) {
+	m.writes.hold()
+	for try := 0; m.writes.quiets() && try < quietTries; try++ {
+		handled, err := m.writes.quiet(ctx)
+		if err != nil {
+			return image{}, time.Time{}, false, err
+		}
+		img, at, err = m.w.freeze(ctx, &handled)
+		if !errors.Is(err, errStirred) {
+			return img, at, true, err
+		}
 	}
-	img, at, err := m.w.freeze(ctx)
+	img, at, err = m.w.freeze(ctx, nil)
+	return img, at, false, err
+}
+
+func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
+	img, at, still, err := m.halt(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -475,8 +489,7 @@ func (m *moveOut) image(ctx context.Context) (head, table []byte, err error) {
 	m.mu.Unlock()
 	size := int64(img.State.Pages) * wasmPage
 	imaged := time.Now()
-	// A command's program writes without any event.
-	frozen, err := m.writes.frozen(size, img.Events == events && m.w.console == nil)
+	frozen, err := m.writes.frozen(size, still)
 	if err != nil {
 		return nil, nil, err
 	}

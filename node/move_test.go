@@ -31,6 +31,36 @@ func startPair(t *testing.T, paging bool) (a, b *testNode) {
 	return nodes[0], nodes[1]
 }
 
+// A worker that has handled an event since it was looked at is not frozen.
+func TestFreezeStirred(t *testing.T) {
+	n := startNodes(t, 1)[0]
+	n.run(t, app(t, "counter"), control.RunRequest{Name: "counter"})
+	w := n.locals()[0]
+	other := w.handled() + 1
+	if _, _, err := w.freeze(t.Context(), &other); !errors.Is(err, errStirred) {
+		t.Fatalf("frozen after another event: %v", err)
+	}
+	standing := func() (frozen bool) {
+		if err := w.do(t.Context(), func() { frozen = w.frozen }); err != nil {
+			t.Fatal(err)
+		}
+		return frozen
+	}
+	if standing() {
+		t.Fatal("it stands still")
+	}
+	now := w.handled()
+	if img, _, err := w.freeze(t.Context(), &now); err != nil || img.Events != now {
+		t.Fatalf("frozen with %d events handled: an image after %d: %v", now, img.Events, err)
+	}
+	if !standing() {
+		t.Fatal("it does not stand still")
+	}
+	if err := w.thaw(t.Context(), w.epochNow()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A node that starts again within its process, to take part in another mesh,
 // leaves nothing behind of the moves that were under way.
 func TestRestartDuringMove(t *testing.T) {

@@ -153,9 +153,9 @@ type frozenMemory struct {
 	holes  int          // pages never written
 }
 
-// holdTries is how often a moment between two events is looked for that is long
+// quietTries is how often a moment between two events is looked for that is long
 // enough to scan the memory in.
-const holdTries = 16
+const quietTries = 16
 
 // tellTime is how long the last pages that are stale before the freeze may take to
 // go from the far side's memory, so that COMMIT finds few to be dropped. Where the
@@ -163,59 +163,61 @@ const holdTries = 16
 const tellTime = 5 * time.Millisecond
 
 // hold is called when the worker is about to stand still, so that frozen finds
-// nothing under way that it would have to wait for. It returns how many events
-// the worker had handled before the last scan: if it has handled none since, there
-// is nothing that another could find.
-func (l *writeLog) hold(ctx context.Context) (events uint64, err error) {
+// nothing under way that it would have to wait for.
+func (l *writeLog) hold() {
 	l.stop()
 	<-l.ended
-	if l.rounds == nil {
-		return 0, nil
-	}
-	if !l.dear {
+	switch {
+	case l.rounds == nil:
+	case l.dear:
+		l.rounds.Hold()
+	default:
 		// What was touched is looked for too, but not between two events.
 		l.rounds.Tell(tellTime)
-	}
-	if l.dear || l.w.console != nil {
-		// It stands still for the last scan: that takes long, or a command's program
-		// writes without any event.
-		l.rounds.Hold()
-		return 0, nil
-	}
-	for range holdTries {
-		if events, err = l.w.eventsBetween(ctx); err != nil {
-			return 0, err
-		}
-		l.rounds.Hold()
-		zero, err := l.holes(l.w.memoryNow())
-		if err != nil {
-			return 0, err
-		}
-		l.rounds.Prepare(zero)
-		after, err := l.w.eventsBetween(ctx)
-		if err != nil {
-			return 0, err
-		}
-		if after == events {
-			break
+		if !l.quiets() {
+			l.rounds.Hold()
 		}
 	}
+}
+
+// quiets reports whether the last scan can be made before the worker stands still:
+// not where it takes long, or a command's program writes without any event.
+func (l *writeLog) quiets() bool {
+	return l.rounds != nil && !l.dear && l.w.console == nil
+}
+
+// quiet makes the last scan in a moment between two events, after hold. It returns
+// how many events the worker had handled before: if it has handled none since, there
+// is nothing that another could find.
+func (l *writeLog) quiet(ctx context.Context) (events uint64, err error) {
+	if events, err = l.w.eventsBetween(ctx); err != nil {
+		return 0, err
+	}
+	l.rounds.Hold()
+	zero, err := l.holes(l.w.memoryNow())
+	if err != nil {
+		return 0, err
+	}
+	l.rounds.Prepare(zero)
 	return events, nil
 }
 
 // eventsBetween waits for the event under way, and returns how many the worker
 // has handled.
 func (w *worker) eventsBetween(ctx context.Context) (events uint64, err error) {
-	err = w.do(ctx, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		events = w.events
-	})
+	err = w.do(ctx, func() { events = w.handled() })
 	return events, err
 }
 
+// handled is how many events the worker has handled.
+func (w *worker) handled() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.events
+}
+
 // frozen is called once after hold, when the worker stands still with that much
-// memory. With still it has stood still since before the last scan of hold.
+// memory. With still it has stood still since before quiet's last scan.
 // Tracking goes on: to end it takes milliseconds, and is for close.
 func (l *writeLog) frozen(size int64, still bool) (f frozenMemory, err error) {
 	f.layout.Pages = int(size / pager.PageSize)

@@ -535,10 +535,18 @@ func (w *worker) runAgain() {
 	}
 }
 
+// errStirred means that the worker has handled an event meanwhile.
+var errStirred = errors.New("the worker has handled an event meanwhile")
+
 // freeze stops the worker after the event it is in and returns its image, all
-// but the memory, which stays as it is until thaw.
-func (w *worker) freeze(ctx context.Context) (img image, at time.Time, err error) {
+// but the memory, which stays as it is until thaw. If handled is not nil and the
+// worker has not handled as many events, it goes on, and that is errStirred.
+func (w *worker) freeze(ctx context.Context, handled *uint64) (img image, at time.Time, err error) {
 	derr := w.do(ctx, func() {
+		if handled != nil && w.handled() != *handled {
+			err = errStirred
+			return
+		}
 		at = time.Now()
 		// A request to the runner cannot be given up without ending it.
 		whole := context.WithoutCancel(ctx)
@@ -579,13 +587,10 @@ func (w *worker) image(ctx context.Context) (image, error) {
 		return image{}, err
 	}
 	w.setMemory(st.Pages)
-	w.mu.Lock()
-	events := w.events
-	w.mu.Unlock()
 	return image{
 		Spec: w.spec, State: st, Timers: w.timers.state(),
 		Senders: w.inbox.cursors(), Outbox: w.outbox.state(),
-		Events: events, Paused: w.paused, Lines: w.console.state(), App: w.carries(time.Now()), Origin: w.origin,
+		Events: w.handled(), Paused: w.paused, Lines: w.console.state(), App: w.carries(time.Now()), Origin: w.origin,
 	}, nil
 }
 
