@@ -15,8 +15,8 @@ func TestHistogram(t *testing.T) {
 		t.Errorf("got %+v", l)
 	}
 	for _, q := range []struct{ got, want time.Duration }{{l.P50, 500 * time.Microsecond}, {l.P99, 990 * time.Microsecond}} {
-		if q.got < q.want || q.got > q.want*9/8+time.Microsecond {
-			t.Errorf("got %s, want %s and at most an eighth more", q.got, q.want)
+		if q.got < q.want || q.got > q.want*33/32+time.Microsecond {
+			t.Errorf("got %s, want %s and at most a 32nd more", q.got, q.want)
 		}
 	}
 	for _, d := range []time.Duration{-1, 0, 7, 8, 1<<63 - 1} {
@@ -24,7 +24,7 @@ func TestHistogram(t *testing.T) {
 	}
 	last := time.Duration(-1)
 	for i := range h.buckets {
-		if top := bucketTop(i); top <= last && i < len(h.buckets)-8 {
+		if top := bucketTop(i); top <= last && i < len(h.buckets)-subBuckets {
 			t.Fatalf("bucket %d ends at %d, the one before at %d", i, top, last)
 		} else {
 			last = top
