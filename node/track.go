@@ -167,16 +167,15 @@ const tellTime = 5 * time.Millisecond
 func (l *writeLog) hold() {
 	l.stop()
 	<-l.ended
-	switch {
-	case l.rounds == nil:
-	case l.dear:
-		l.rounds.Hold()
-	default:
+	if l.rounds == nil {
+		return
+	}
+	if !l.dear {
 		// What was touched is looked for too, but not between two events.
 		l.rounds.Tell(tellTime)
-		if !l.quiets() {
-			l.rounds.Hold()
-		}
+	}
+	if !l.quiets() {
+		l.rounds.Hold()
 	}
 }
 
