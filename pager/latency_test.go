@@ -19,7 +19,7 @@ func TestHistogram(t *testing.T) {
 			t.Errorf("got %s, want %s and at most a 32nd more", q.got, q.want)
 		}
 	}
-	for _, d := range []time.Duration{-1, 0, 7, 8, 1<<63 - 1} {
+	for _, d := range []time.Duration{-1, 0, subBuckets - 1, subBuckets, 1<<63 - 1} {
 		h.add(d) // at the ends
 	}
 	last := time.Duration(-1)

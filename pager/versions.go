@@ -23,7 +23,7 @@ func (v *versions) reserve(n, limit int) {
 	if v.pages == nil {
 		v.begin(limit)
 		// The system gives memory only when it is used.
-		for at := 0; at < limit; at += PageSize / 32 {
+		for at := 0; at < limit; at += PageSize / len(Hash{}) {
 			v.pages[at], v.names[at] = nil, Hash{}
 		}
 	}
