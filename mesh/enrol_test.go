@@ -564,3 +564,31 @@ func TestVerifyMember(t *testing.T) {
 		t.Errorf("certificate that names another node: %v", err)
 	}
 }
+
+// A damaged mesh.db is refused with its name and what to do, and left as it is.
+func TestStoreDamaged(t *testing.T) {
+	dir := t.TempDir()
+	st, err := openStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, storeFile)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(b[2*os.Getpagesize():])
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = openStore(dir)
+	if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "move it away") {
+		t.Errorf("got %v", err)
+	}
+	if after, err := os.ReadFile(path); err != nil || !slices.Equal(after, b) {
+		t.Errorf("the file was changed, %v", err)
+	}
+}

@@ -11,7 +11,8 @@ import (
 
 	"github.com/zeebo/blake3"
 	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
+
+	"meshnode/mesh/boltfile"
 )
 
 // A store is the node's mesh.db: the tokens it issued as authority and the
@@ -37,11 +38,13 @@ const (
 
 func openStore(dir string) (*store, error) {
 	path := filepath.Join(dir, storeFile)
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, FreelistType: bolt.FreelistMapType})
-	if err != nil {
-		if errors.Is(err, bolterrors.ErrTimeout) {
-			return nil, fmt.Errorf("open %s: another process holds it: is a daemon running on this directory?", path)
-		}
+	db, err := boltfile.Open(path)
+	switch {
+	case errors.Is(err, boltfile.ErrInUse):
+		return nil, fmt.Errorf("open %s: another process holds it: is a daemon running on this directory?", path)
+	case errors.Is(err, boltfile.ErrDamaged), errors.Is(err, boltfile.ErrForeign):
+		return nil, fmt.Errorf("open %s: %w. Restore it from a copy, or move it away: then the tokens this node issued are forgotten, and the peers it knew", path, err)
+	case err != nil:
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	err = db.Update(func(tx *bolt.Tx) error {

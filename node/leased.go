@@ -11,7 +11,7 @@ import (
 
 	"meshnode/mesh"
 	"meshnode/node/control"
-	"meshnode/node/handover"
+	"meshnode/node/journal"
 	"meshnode/node/lease"
 	"meshnode/placement/manifest"
 )
@@ -839,7 +839,7 @@ func (n *Node) supersede(w *worker, home mesh.NodeID, epoch uint64) {
 func (n *Node) forgetEnded(w *worker) {
 	n.forget(w)
 	err := n.journal.Delete(w.ID, w.epochNow())
-	if errors.Is(err, handover.ErrUnsettled) {
+	if errors.Is(err, journal.ErrUnsettled) {
 		err = n.recordEnd(w, control.StateLost, "another node has taken it over")
 	}
 	if err != nil {

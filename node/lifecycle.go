@@ -13,6 +13,7 @@ import (
 	"meshnode/mesh"
 	"meshnode/node/control"
 	"meshnode/node/handover"
+	"meshnode/node/journal"
 	"meshnode/node/runner"
 )
 
@@ -229,7 +230,7 @@ func (n *Node) stop(ctx context.Context, w *worker) error {
 // deleteRecord makes the journal forget a worker that its user stopped.
 func (n *Node) deleteRecord(w *worker) error {
 	err := n.journal.Delete(w.ID, w.epochNow())
-	if errors.Is(err, handover.ErrUnsettled) {
+	if errors.Is(err, journal.ErrUnsettled) {
 		// A node that it came from may still ask what became of it.
 		return n.recordEnd(w, control.StateStopped, stoppedByUser)
 	}

@@ -43,6 +43,7 @@ import (
 	"meshnode/mesh"
 	"meshnode/node/control"
 	"meshnode/node/handover"
+	"meshnode/node/journal"
 	"meshnode/node/runner"
 	"meshnode/pager"
 	"meshnode/placement"
@@ -128,7 +129,7 @@ type Node struct {
 	events    events
 	rtts      *pathTimes
 	modules   modules
-	journal   *handover.Journal
+	journal   *journal.Journal
 	metrics   *metrics
 	server    *control.Server
 	store     *pager.Store
@@ -287,7 +288,7 @@ func New(cfg Config) (n *Node, err error) {
 	}
 	n.id = n.mesh.ID()
 	n.dir.publish = n.publish
-	if n.journal, err = handover.OpenJournal(filepath.Join(cfg.StateDir, "journal.db")); err != nil {
+	if n.journal, err = journal.Open(filepath.Join(cfg.StateDir, "journal.db")); err != nil {
 		return nil, err
 	}
 	if n.guards, err = openGuards(filepath.Join(cfg.StateDir, "guards")); err != nil {

@@ -1,6 +1,6 @@
 // Package handover is the protocol that moves a worker from one node to
-// another, as a machine without I/O on each side, and the journal in which a
-// node remembers what it owns and what it has promised.
+// another, as a machine without I/O on each side, and the [Record] in which a
+// node remembers of a worker what it owns and what it has promised.
 //
 // One [Source] and one [Dest] exist per move. An executor (package node) owns
 // each: it feeds events to Handle, performs the actions that come back, in

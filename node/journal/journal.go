@@ -1,4 +1,6 @@
-package handover
+// Package journal is a node's memory, on its disk, of whose its workers are: the
+// [handover.Record] of each.
+package journal
 
 import (
 	"bytes"
@@ -6,14 +8,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"meshnode/mesh/boltfile"
+	"meshnode/node/handover"
 )
 
 var (
@@ -68,11 +71,11 @@ type write struct {
 	turn chan bool // true: commit for all that wait; false: done
 }
 
-// OpenJournal opens the journal at path, or makes an empty one that only its
+// Open opens the journal at path, or makes an empty one that only its
 // owner can read. The errors wrap ErrInUse, ErrForeign or ErrCorrupt and say what
 // to do; a damaged journal is never replaced by itself, since it may hold the
 // only word on who runs a worker.
-func OpenJournal(path string) (j *Journal, err error) {
+func Open(path string) (j *Journal, err error) {
 	var db *bbolt.DB
 	defer func() {
 		if err != nil {
@@ -80,44 +83,33 @@ func OpenJournal(path string) (j *Journal, err error) {
 			closeQuietly(db)
 		}
 	}()
-	defer guard(path, &err)()
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType})
+	defer explain(path, &err)
+	defer boltfile.Guard(&err)()
+	db, err = boltfile.Open(path)
 	switch {
-	case errors.Is(err, berrors.ErrTimeout):
+	case errors.Is(err, boltfile.ErrInUse):
 		return nil, fmt.Errorf("open journal %s: %w: another meshnode runs with the same state directory; stop it, or choose another directory", path, ErrInUse)
-	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrVersionMismatch):
+	case errors.Is(err, boltfile.ErrForeign):
 		return nil, foreign(path, err)
-	case errors.Is(err, berrors.ErrChecksum):
-		return nil, corrupt(path, err)
 	case err != nil:
-		var perr *os.PathError
-		if errors.As(err, &perr) {
-			return nil, fmt.Errorf("open journal: %w", err)
-		}
-		return nil, corrupt(path, err)
+		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	if err := db.Update(func(tx *bbolt.Tx) error { return prepare(tx, path) }); err != nil {
 		return nil, err
 	}
 	j = &Journal{path: path, db: db}
 	j.idle = sync.NewCond(&j.mu)
-	// Reads every record, checks its sum, and that none is missing. bbolt's own
-	// Check is no use here: on a damaged file it panics in a goroutine.
+	// Reads every record, checks its sum, and that none is missing.
 	if _, err := j.All(); err != nil {
 		return nil, err
 	}
 	return j, nil
 }
 
-// guard turns what bbolt does on damaged pages into an error: it panics, and
-// reading the map of a file that was cut short faults. Use: defer guard(...)().
-func guard(path string, err *error) func() {
-	old := debug.SetPanicOnFault(true)
-	return func() {
-		debug.SetPanicOnFault(old)
-		if p := recover(); p != nil {
-			*err = corrupt(path, fmt.Errorf("%v", p))
-		}
+// explain makes of damage to the file an error that says what to do.
+func explain(path string, err *error) {
+	if errors.Is(*err, boltfile.ErrDamaged) {
+		*err = corrupt(path, *err)
 	}
 }
 
@@ -183,14 +175,14 @@ func (j *Journal) Close() error {
 // by one goroutine are written in that order. A record of an earlier epoch than
 // the one it would replace is refused with ErrStale. After any other error r may
 // be on disk or not.
-func (j *Journal) Put(r Record) error {
+func (j *Journal) Put(r handover.Record) error {
 	b, err := r.Encode()
 	if err != nil {
 		return err
 	}
 	err = j.update(func(ws *bbolt.Bucket) error {
 		if old := ws.Get([]byte(r.Worker)); old != nil {
-			o, err := DecodeRecord(old)
+			o, err := handover.DecodeRecord(old)
 			if err != nil {
 				return corrupt(j.path, err)
 			}
@@ -210,7 +202,7 @@ func (j *Journal) Put(r Record) error {
 
 // Settle takes move off worker's unsettled moves and returns once that is on
 // disk. It does nothing if it is not among them.
-func (j *Journal) Settle(worker string, move MoveID) error {
+func (j *Journal) Settle(worker string, move handover.MoveID) error {
 	r, ok, err := j.Get(worker)
 	if err != nil || !ok || !slices.Contains(r.Unsettled, move) {
 		return err
@@ -220,11 +212,11 @@ func (j *Journal) Settle(worker string, move MoveID) error {
 		if old == nil {
 			return nil
 		}
-		r, err := DecodeRecord(old)
+		r, err := handover.DecodeRecord(old)
 		if err != nil {
 			return corrupt(j.path, err)
 		}
-		r.Unsettled = r.unsettledWithout(move)
+		r.Unsettled = slices.DeleteFunc(r.Unsettled, func(m handover.MoveID) bool { return m == move })
 		b, err := r.Encode()
 		if err != nil {
 			return err
@@ -245,7 +237,7 @@ func (j *Journal) Annotate(worker string, epoch uint64, meta []byte) error {
 		if old == nil {
 			return fmt.Errorf("%w: there is no record", ErrStale)
 		}
-		r, err := DecodeRecord(old)
+		r, err := handover.DecodeRecord(old)
 		if err != nil {
 			return corrupt(j.path, err)
 		}
@@ -266,32 +258,32 @@ func (j *Journal) Annotate(worker string, epoch uint64, meta []byte) error {
 }
 
 // Get returns worker's record, if there is one.
-func (j *Journal) Get(worker string) (r Record, ok bool, err error) {
+func (j *Journal) Get(worker string) (r handover.Record, ok bool, err error) {
 	err = j.view(func(ws *bbolt.Bucket) error {
 		b := ws.Get([]byte(worker))
 		if b == nil {
 			return nil
 		}
-		if r, err = DecodeRecord(b); err != nil {
+		if r, err = handover.DecodeRecord(b); err != nil {
 			return corrupt(j.path, err)
 		}
 		ok = true
 		return nil
 	})
 	if err != nil {
-		return Record{}, false, fmt.Errorf("journal get %s: %w", worker, err)
+		return handover.Record{}, false, fmt.Errorf("journal get %s: %w", worker, err)
 	}
 	return r, ok, nil
 }
 
 // All returns every record, by worker.
-func (j *Journal) All() ([]Record, error) {
-	var rs []Record
+func (j *Journal) All() ([]handover.Record, error) {
+	var rs []handover.Record
 	err := j.view(func(ws *bbolt.Bucket) error {
 		err := ws.ForEach(func(k, v []byte) error {
-			r, err := DecodeRecord(v)
+			r, err := handover.DecodeRecord(v)
 			if err == nil && r.Worker != string(k) {
-				err = fmt.Errorf("%w: record of %s under %q", ErrRecord, r.Worker, k)
+				err = fmt.Errorf("%w: record of %s under %q", handover.ErrRecord, r.Worker, k)
 			}
 			if err != nil {
 				return corrupt(j.path, err)
@@ -320,14 +312,14 @@ func (j *Journal) Delete(worker string, epoch uint64) error {
 		if old == nil {
 			return nil
 		}
-		r, err := DecodeRecord(old)
+		r, err := handover.DecodeRecord(old)
 		if err != nil {
 			return corrupt(j.path, err)
 		}
 		switch {
 		case r.Epoch > epoch:
 			return nil
-		case len(r.Unsettled) > 0 || r.Own == OwnMovingOut:
+		case len(r.Unsettled) > 0 || r.Own == handover.OwnMovingOut:
 			return ErrUnsettled
 		}
 		return remove(ws, worker)
@@ -351,21 +343,21 @@ func (j *Journal) Expire(before time.Time, keep int) (int, error) {
 	removed := 0
 	err := j.update(func(ws *bbolt.Bucket) error {
 		removed = 0
-		var old []Record
+		var old []handover.Record
 		err := ws.ForEach(func(_, v []byte) error {
-			r, err := DecodeRecord(v)
+			r, err := handover.DecodeRecord(v)
 			if err != nil {
 				return corrupt(j.path, err)
 			}
 			if !r.Own.Owned() && len(r.Unsettled) == 0 {
-				old = append(old, Record{Worker: r.Worker, Updated: r.Updated})
+				old = append(old, handover.Record{Worker: r.Worker, Updated: r.Updated})
 			}
 			return nil
 		})
 		if err != nil {
 			return err
 		}
-		slices.SortFunc(old, func(a, b Record) int { return cmp.Compare(b.Updated, a.Updated) })
+		slices.SortFunc(old, func(a, b handover.Record) int { return cmp.Compare(b.Updated, a.Updated) })
 		for i, r := range old {
 			if i < keep && r.Updated >= before.Unix() {
 				continue
@@ -430,7 +422,8 @@ func (j *Journal) update(do func(*bbolt.Bucket) error) error {
 }
 
 func (j *Journal) commit(batch []*write) (err error) {
-	defer guard(j.path, &err)()
+	defer explain(j.path, &err)
+	defer boltfile.Guard(&err)()
 	return j.db.Update(func(tx *bbolt.Tx) error {
 		ws := tx.Bucket(workersBucket)
 		for _, w := range batch {
@@ -441,6 +434,7 @@ func (j *Journal) commit(batch []*write) (err error) {
 }
 
 func (j *Journal) view(read func(*bbolt.Bucket) error) (err error) {
-	defer guard(j.path, &err)()
+	defer explain(j.path, &err)
+	defer boltfile.Guard(&err)()
 	return j.db.View(func(tx *bbolt.Tx) error { return read(tx.Bucket(workersBucket)) })
 }

@@ -1,4 +1,4 @@
-package handover
+package journal
 
 import (
 	"errors"
@@ -16,13 +16,27 @@ import (
 
 	"go.etcd.io/bbolt"
 	"go.uber.org/goleak"
+
+	"meshnode/node/handover"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+func testMove(b byte) (m handover.MoveID) {
+	for i := range m {
+		m[i] = b + byte(i)
+	}
+	return m
+}
+
+func testRecord() handover.Record {
+	return handover.Record{Worker: "a", Epoch: 8, Own: handover.OwnTaken, Move: testMove(3), Peer: "peer", Ticket: 5,
+		Updated: 1_700_000_000, Unsettled: []handover.MoveID{testMove(3), testMove(9)}, Meta: []byte("meta")}
+}
+
 func openTest(t testing.TB, path string) *Journal {
 	t.Helper()
-	j, err := OpenJournal(path)
+	j, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +44,7 @@ func openTest(t testing.TB, path string) *Journal {
 	return j
 }
 
-func put(t testing.TB, j *Journal, rs ...Record) {
+func put(t testing.TB, j *Journal, rs ...handover.Record) {
 	t.Helper()
 	for _, r := range rs {
 		if err := j.Put(r); err != nil {
@@ -43,7 +57,7 @@ func TestJournalKeeps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	j := openTest(t, path)
 	a := testRecord()
-	b := Record{Worker: "b", Epoch: 3, Own: OwnRunning}
+	b := handover.Record{Worker: "b", Epoch: 3, Own: handover.OwnRunning}
 	put(t, j, b, a)
 	if err := j.Close(); err != nil {
 		t.Fatal(err)
@@ -53,7 +67,7 @@ func TestJournalKeeps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []Record{a, b}; !reflect.DeepEqual(got, want) {
+	if want := []handover.Record{a, b}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if r, ok, err := j.Get("b"); err != nil || !ok || !reflect.DeepEqual(r, b) {
@@ -81,7 +95,7 @@ func TestJournalKeeps(t *testing.T) {
 	if err := j.Delete(a.Worker, a.Epoch); !errors.Is(err, ErrUnsettled) {
 		t.Errorf("delete of an unsettled record: %v", err)
 	}
-	for _, m := range []MoveID{testMove(200), a.Unsettled[0], a.Unsettled[1]} {
+	for _, m := range []handover.MoveID{testMove(200), a.Unsettled[0], a.Unsettled[1]} {
 		if err := j.Settle(a.Worker, m); err != nil {
 			t.Fatal(err)
 		}
@@ -116,14 +130,14 @@ func TestJournalKeeps(t *testing.T) {
 
 func TestJournalExpires(t *testing.T) {
 	j := openTest(t, filepath.Join(t.TempDir(), "journal"))
-	at := func(worker string, own Ownership, updated int64, unsettled ...MoveID) Record {
-		return Record{Worker: worker, Epoch: 2, Own: own, Move: testMove(1), Peer: "p", Updated: updated, Unsettled: unsettled}
+	at := func(worker string, own handover.Ownership, updated int64, unsettled ...handover.MoveID) handover.Record {
+		return handover.Record{Worker: worker, Epoch: 2, Own: own, Move: testMove(1), Peer: "p", Updated: updated, Unsettled: unsettled}
 	}
 	put(t, j,
-		at("running", OwnRunning, 1), at("moving", OwnMovingOut, 1), at("taken", OwnTaken, 1),
-		at("gone-old", OwnGone, 1), at("lost-old", OwnLost, 1), at("declined-old", OwnDeclined, 1),
-		at("gone-unsettled", OwnGone, 1, testMove(1)),
-		at("gone-1", OwnGone, 101), at("gone-2", OwnGone, 102), at("gone-3", OwnGone, 103),
+		at("running", handover.OwnRunning, 1), at("moving", handover.OwnMovingOut, 1), at("taken", handover.OwnTaken, 1),
+		at("gone-old", handover.OwnGone, 1), at("lost-old", handover.OwnLost, 1), at("declined-old", handover.OwnDeclined, 1),
+		at("gone-unsettled", handover.OwnGone, 1, testMove(1)),
+		at("gone-1", handover.OwnGone, 101), at("gone-2", handover.OwnGone, 102), at("gone-3", handover.OwnGone, 103),
 	)
 	n, err := j.Expire(time.Unix(100, 0), 2)
 	if err != nil {
@@ -153,7 +167,7 @@ func TestJournalOrder(t *testing.T) {
 	for w := range writers {
 		wg.Go(func() {
 			for e := range writes {
-				r := Record{Worker: fmt.Sprintf("w%d", w), Epoch: uint64(e + 1), Own: OwnRunning}
+				r := handover.Record{Worker: fmt.Sprintf("w%d", w), Epoch: uint64(e + 1), Own: handover.OwnRunning}
 				if err := j.Put(r); err != nil {
 					t.Error(err)
 					return
@@ -162,7 +176,7 @@ func TestJournalOrder(t *testing.T) {
 					t.Errorf("read %+v, %v after writing epoch %d", got, err, r.Epoch)
 				}
 				// An error is this writer's alone.
-				if err := j.Put(Record{Worker: r.Worker, Epoch: uint64(e), Own: OwnRunning}); e > 0 && !errors.Is(err, ErrStale) {
+				if err := j.Put(handover.Record{Worker: r.Worker, Epoch: uint64(e), Own: handover.OwnRunning}); e > 0 && !errors.Is(err, ErrStale) {
 					t.Errorf("stale put: %v", err)
 				}
 			}
@@ -183,7 +197,7 @@ func TestJournalOrder(t *testing.T) {
 func TestJournalInUse(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	openTest(t, path)
-	if _, err := OpenJournal(path); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path) {
+	if _, err := Open(path); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path) {
 		t.Errorf("second open: %v", err)
 	}
 }
@@ -236,7 +250,7 @@ func TestJournalForeign(t *testing.T) {
 	for path, want := range map[string]error{
 		text: ErrForeign, other: ErrForeign, later: ErrForeign, badRecord: ErrCorrupt, wrongKey: ErrCorrupt, short: ErrForeign,
 	} {
-		j, err := OpenJournal(path)
+		j, err := Open(path)
 		if err == nil {
 			_ = j.Close()
 		}
@@ -244,7 +258,7 @@ func TestJournalForeign(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", filepath.Base(path), err, want)
 		}
 	}
-	if _, err := OpenJournal(filepath.Join(dir, "no", "such", "dir")); err == nil || errors.Is(err, ErrCorrupt) {
+	if _, err := Open(filepath.Join(dir, "no", "such", "dir")); err == nil || errors.Is(err, ErrCorrupt) {
 		t.Errorf("missing directory: %v", err)
 	}
 }
@@ -257,7 +271,7 @@ func TestJournalDamaged(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "journal")
 	j := openTest(t, path)
-	var want []Record
+	var want []handover.Record
 	for i := range 60 {
 		r := testRecord()
 		r.Worker = fmt.Sprintf("w%02d", i)
@@ -293,7 +307,7 @@ func TestJournalDamaged(t *testing.T) {
 		if err := os.WriteFile(p, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		j, err := OpenJournal(p)
+		j, err := Open(p)
 		if err != nil {
 			refused++
 			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), p) {
