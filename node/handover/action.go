@@ -109,7 +109,7 @@ type (
 	Discard struct{}
 
 	// Settle tells the journal that the source will never ask about this move
-	// again ([Journal.Settle]). Nothing is answered.
+	// again (Settle of the journal). Nothing is answered.
 	Settle struct {
 		Worker string
 		Move   MoveID

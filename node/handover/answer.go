@@ -7,7 +7,7 @@ import "slices"
 type Answered struct {
 	// Reply goes back to the sender.
 	Reply *Message
-	// Settle, unless zero, goes to the journal ([Journal.Settle]).
+	// Settle, unless zero, goes to the journal (Settle of the journal).
 	Settle MoveID
 	// Note is for the log.
 	Note string
