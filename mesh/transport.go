@@ -980,9 +980,7 @@ func (t *transport) sayHello(ctx context.Context, q *quic.Conn) (r helloReply, e
 	if err := WriteMessage(s, hello{Endpoints: t.endpoints(), Boot: t.boot[:]}); err != nil {
 		return r, err
 	}
-	if err := s.Close(); err != nil {
-		return r, err
-	}
+	_ = s.Close() // the far side may have read all it needs, and said so: then it has answered
 	if err := ReadMessage(s, maxHello, &r); err != nil {
 		return r, err
 	}
