@@ -7,7 +7,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
+
+// The machines start nothing.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Run the wide bounds with: go test ./node/handover -run Explore -v -timeout 2h -args -long
 // That is some 15 million states and takes ten minutes or more.
