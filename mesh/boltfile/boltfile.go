@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -71,9 +72,9 @@ func open(path string, o bbolt.Options) (db *bbolt.DB, err error) {
 	o.FreelistType = bbolt.FreelistMapType
 	defer Guard(&err)()
 	db, err = bbolt.Open(path, 0o600, &o)
-	var perr *os.PathError
+	var errno syscall.Errno
 	switch {
-	case err == nil, errors.As(err, &perr):
+	case err == nil, errors.As(err, &errno):
 		return db, err
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, ErrInUse

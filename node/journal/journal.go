@@ -91,6 +91,8 @@ func Open(path string) (j *Journal, err error) {
 		return nil, fmt.Errorf("open journal %s: %w: another meshnode runs with the same state directory; stop it, or choose another directory", path, ErrInUse)
 	case errors.Is(err, boltfile.ErrForeign):
 		return nil, foreign(path, err)
+	case errors.Is(err, boltfile.ErrDamaged):
+		return nil, err // and explained
 	case err != nil:
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
