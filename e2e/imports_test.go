@@ -53,6 +53,10 @@ var importRules = []importRule{
 		why: "the hand-over is a machine without I/O that can be explored exhaustively",
 	},
 	{
+		in: []string{"node/journal"}, not: []string{"meshnode/node", "meshnode/mesh", "meshnode/pager...", "meshnode/placement...", "net", "net/..."},
+		why: "it keeps records on disk; who is told of them is node's affair",
+	},
+	{
 		in: []string{"node/suspend", "node/wasi"}, not: []string{"meshnode/node/runner...", "meshnode/node/handover...", "meshnode/node/control...", "meshnode/pager..."},
 		why: "they know Wasm and nothing of who runs or moves it",
 	},
