@@ -9,7 +9,7 @@ type instruction struct {
 	// end the number of the construct, for branches that of their target, for
 	// br_table the first of its targets in function.targets.
 	a        uint32
-	pos, end int // its bytes, in the module
+	pos, end uint32 // its bytes, in the module: MaxModule is far less than 4 GiB
 }
 
 // A construct is a block, loop or if, or the function itself, which is
@@ -25,16 +25,18 @@ type construct struct {
 	end             int // index of the instruction that closes it
 
 	// What the emitter notes of constructs with points: the operand stack below
-	// the parameters, the region of a loop's body, and, while it is open, how many
-	// labels are around the construct's own, and around that of its second arm.
+	// the parameters, the region of a loop's body, and, while it is open, its place
+	// in emitter.labels, and how many labels are around the construct's own, and
+	// around that of its second arm.
 	stack  []byte
 	region int32
+	label  int
 	abs    int
 	orElse int
 }
 
-// label is the types that a branch to the construct takes along.
-func (c *construct) label() []byte {
+// passed is the types that a branch to the construct takes along.
+func (c *construct) passed() []byte {
 	if c.op == opLoop {
 		return c.params
 	}
@@ -191,7 +193,7 @@ func (d *decoder) run() {
 		if d.dead > 0 && !d.revive(op) {
 			continue
 		}
-		ins := instruction{op: op, a: a, pos: at, end: m.pos}
+		ins := instruction{op: op, a: a, pos: uint32(at), end: uint32(m.pos)}
 		switch op {
 		case opBlock, opLoop, opIf:
 			ins.a = uint32(len(f.ctl))
@@ -253,7 +255,7 @@ func (d *decoder) run() {
 				d.call(a)
 				ins.op = opCall
 				f.code = append(f.code, ins)
-				ins = instruction{op: opReturn, pos: m.pos, end: m.pos}
+				ins = instruction{op: opReturn, pos: ins.end, end: ins.end}
 			} else {
 				d.tailCall(a)
 			}

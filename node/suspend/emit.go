@@ -1,6 +1,7 @@
 package suspend
 
 import (
+	"math/bits"
 	"slices"
 )
 
@@ -44,6 +45,7 @@ type emitter struct {
 	tails   [][]uint32
 	tailOf  map[string]int
 	keyBuf  []byte
+	tailBuf []byte
 	wrapped bool // the body is in a block of its own, which branches to the end use
 
 	// flag is a global that says that a function which is in locals and only once
@@ -211,7 +213,7 @@ func (m *rewriter) emitter(f *function) *emitter {
 	*e = emitter{
 		m: m, f: f, out: e.out[:0], stack: e.stack[:0], labels: e.labels[:0],
 		locals: append(e.locals[:0], f.locals...), slots: e.slots, cond: -1, which: -1,
-		tails: e.tails[:0], tailOf: e.tailOf, keyBuf: e.keyBuf[:0],
+		tails: e.tails[:0], tailOf: e.tailOf, keyBuf: e.keyBuf[:0], tailBuf: e.tailBuf[:0],
 		regions: e.regions[:0], union: e.union[:0], registerOf: e.registerOf[:0],
 	}
 	return e
@@ -250,7 +252,7 @@ func (e *emitter) emitFast() []byte {
 	if e.wrapped {
 		e.begin(opBlock)
 	}
-	e.labels = append(e.labels, label{c: 0})
+	e.enterLabel(0, 0, 0)
 	e.body()
 	return e.withTails()
 }
@@ -260,7 +262,7 @@ func (e *emitter) emitFast() []byte {
 func (e *emitter) withTails() []byte {
 	body := e.out
 	head := appendBlocks(nil, len(e.tails))
-	e.out = nil
+	e.out = e.tailBuf[:0]
 	for i, list := range e.tails {
 		e.byte(opEnd)
 		e.saveFrame(list)
@@ -273,7 +275,7 @@ func (e *emitter) withTails() []byte {
 	}
 	e.byte(opEnd)
 	tail := e.out
-	e.out = body
+	e.out, e.tailBuf = body, tail
 	decl := appendLocals(nil, e.locals[len(e.f.typ.params):])
 	size := len(decl) + len(head) + len(body) + len(tail)
 	out := appendU32(e.m.bodiesOut, uint32(size))
@@ -348,12 +350,12 @@ func (e *emitter) body() {
 					}
 					continue
 				}
-				e.m.pos = ins.pos
+				e.m.pos = int(ins.pos)
 				e.construct(ins, nil)
 			}
 			continue
 		}
-		e.m.pos = ins.pos
+		e.m.pos = int(ins.pos)
 		e.instruction(ins, points)
 	}
 }
@@ -373,7 +375,7 @@ func (e *emitter) instruction(ins *instruction, points []point) {
 			return
 		}
 		d := e.find(ins.a)
-		e.pass(d, f.ctl[ins.a].label())
+		e.pass(d, f.ctl[ins.a].passed())
 		if e.leaves(d) {
 			e.storeNest()
 		}
@@ -381,7 +383,7 @@ func (e *emitter) instruction(ins *instruction, points []point) {
 		e.dead = true
 	case opBrIf:
 		d := e.find(ins.a)
-		types := f.ctl[ins.a].label()
+		types := f.ctl[ins.a].passed()
 		e.need(len(types) + 1)
 		if len(types) > 0 {
 			e.set(e.condition())
@@ -466,23 +468,33 @@ func (e *emitter) instruction(ins *instruction, points []point) {
 		e.copyOf(ins)
 		e.push(byte(ins.a))
 	default:
-		fx := effects[ins.op]
+		fx := &effects[ins.op]
 		e.take(int(fx.pops))
-		e.out = m.appendReference(e.out, ins)
+		if ofReferences(ins.op) {
+			e.out = m.appendReference(e.out, ins)
+		} else {
+			e.copyOf(ins)
+		}
 		if fx.push != 0 {
 			e.push(fx.push)
 		}
 	}
 }
 
+// enterLabel opens construct c, with abs labels around it and base values on the
+// stack below its parameters.
+func (e *emitter) enterLabel(c uint32, abs, base int) {
+	e.f.ctl[c].label = len(e.labels)
+	e.labels = append(e.labels, label{c: c, abs: abs, base: base})
+}
+
 // find returns which open label belongs to a construct.
 func (e *emitter) find(c uint32) int {
-	// Constructs are numbered as they open, so the open ones are in order.
-	i, ok := slices.BinarySearchFunc(e.labels, c, func(l label, c uint32) int { return int(l.c) - int(c) })
-	if !ok {
+	d := e.f.ctl[c].label
+	if d >= len(e.labels) || e.labels[d].c != c {
 		panic("suspend: branch to a construct that is not open")
 	}
-	return i
+	return d
 }
 
 // pass moves the topmost values into the locals in which they pass label d.
@@ -506,7 +518,7 @@ func (e *emitter) table(ins *instruction) {
 	f := e.f
 	n := f.targets[ins.a]
 	list := f.targets[ins.a+1 : ins.a+2+n]
-	types := f.ctl[list[n]].label()
+	types := f.ctl[list[n]].passed()
 	e.need(len(types) + 1)
 	if len(types) > 0 {
 		e.set(e.condition())
@@ -516,7 +528,7 @@ func (e *emitter) table(ins *instruction) {
 		seen := map[int]bool{first: true}
 		for _, c := range list {
 			d := e.find(c)
-			other := f.ctl[c].label()
+			other := f.ctl[c].passed()
 			if len(other) != len(types) {
 				e.m.malformed("br_table to labels of %d and %d values", len(types), len(other))
 			}
@@ -591,7 +603,7 @@ func (e *emitter) construct(ins *instruction, points []point) {
 		if isIf && len(c.params) > 0 {
 			e.get(e.condition())
 		}
-		e.labels = append(e.labels, label{c: ins.a, abs: e.open, base: len(e.stack)})
+		e.enterLabel(ins.a, e.open, len(e.stack))
 		e.begin(byte(ins.op))
 		e.unpass(d, c.params)
 		return
@@ -603,7 +615,7 @@ func (e *emitter) construct(ins *instruction, points []point) {
 		if isIf {
 			e.get(e.condition())
 		}
-		e.labels = append(e.labels, label{c: ins.a, abs: e.open, base: len(e.stack)})
+		e.enterLabel(ins.a, e.open, len(e.stack))
 		e.begin(byte(ins.op))
 		e.unpass(d, c.params)
 		if ins.op == opLoop {
@@ -872,10 +884,14 @@ func (e *emitter) argument(i int, typ byte) uint32 {
 // frame lists the locals that are live at a point, and behind them those that
 // hold the operand stack.
 func (e *emitter) frame(p *point) []uint32 {
-	var list []uint32
-	for i := range e.f.locals {
-		if p.live[i/64]>>(i%64)&1 != 0 {
-			list = append(list, uint32(i))
+	n := len(p.stack)
+	for _, w := range p.live {
+		n += bits.OnesCount64(w)
+	}
+	list := make([]uint32, 0, n)
+	for i, w := range p.live {
+		for ; w != 0; w &= w - 1 {
+			list = append(list, uint32(64*i+bits.TrailingZeros64(w)))
 		}
 	}
 	for i, t := range p.stack {

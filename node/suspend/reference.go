@@ -100,8 +100,17 @@ func (m *rewriter) meant(l uint32) []byte {
 	return code(opLocalGet, l, opCall, m.referenceIndex(), opTableGet, m.extraTable(tableReal))
 }
 
-// appendReference appends an instruction that may deal with tables, references
-// or segments.
+// ofReferences says whether an instruction deals with tables, references or
+// segments, so that appendReference has to write it.
+func ofReferences(op uint16) bool {
+	switch op {
+	case opTableGet, opTableSet, opRefFunc, opDataDrop, opElemDrop, opTableInit, opTableCopy, opTableGrow, opTableFill:
+		return true
+	}
+	return false
+}
+
+// appendReference appends an instruction of those.
 func (m *rewriter) appendReference(b []byte, ins *instruction) []byte {
 	call := func(f uint32) []byte { return appendU32(append(b, opCall), f) }
 	i32, ref := byte(typI32), byte(typFuncref)
@@ -134,7 +143,7 @@ func (m *rewriter) appendReference(b []byte, ins *instruction) []byte {
 				opLocalGet, 0, m.meant(1), opLocalGet, 2, 0xfc, 17, t)
 		}))
 	case opTableCopy, opTableInit:
-		r := reader{b: m.b, pos: ins.pos, end: ins.end}
+		r := reader{b: m.b, pos: int(ins.pos), end: int(ins.end)}
 		r.byte()
 		sub := r.u32()
 		x, y := r.u32(), r.u32()
@@ -158,7 +167,7 @@ func (m *rewriter) appendReference(b []byte, ins *instruction) []byte {
 		b = append(b, m.b[ins.pos:ins.end]...)
 		return code(b, opI32Const, 1, opGlobalSet, m.addGlobal(addedGlobal{segment: t}))
 	}
-	return append(b, m.b[ins.pos:ins.end]...)
+	panic("suspend: an instruction that deals with no references")
 }
 
 // addGlobal returns the index of a global that is added.

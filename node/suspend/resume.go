@@ -162,7 +162,7 @@ func (e *emitter) reopen(ins *instruction) {
 	if e.dead {
 		e.restack(c.stack)
 	}
-	e.labels = append(e.labels, label{c: ins.a, abs: c.abs, base: len(e.stack)})
+	e.enterLabel(ins.a, c.abs, len(e.stack))
 }
 
 // arrive opens a loop that a resume can lead into. The stack is all in slots,
@@ -179,7 +179,7 @@ func (e *emitter) arrive(ins *instruction, points []point) {
 	if !e.inLocals {
 		e.openNest(c, points)
 	}
-	e.labels = append(e.labels, label{c: ins.a, abs: e.open, base: len(e.stack)})
+	e.enterLabel(ins.a, e.open, len(e.stack))
 	e.begin(opLoop)
 	e.enter(c.region)
 	e.unpass(d, c.params)
@@ -353,7 +353,7 @@ func (e *emitter) resumingBody() []uint32 {
 		e.byte(opBlock, 0x40)
 	}
 	e.begin(opBlock)
-	e.labels = append(e.labels, label{c: 0})
+	e.enterLabel(0, 0, 0)
 	e.enter(0)
 	if e.once && !e.inLocals {
 		// Only a call comes here. Locals that are not read before they are set

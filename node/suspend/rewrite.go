@@ -470,7 +470,7 @@ func (f *function) loopBytes() int {
 	for i := 0; i < len(f.code); i++ {
 		if ins := &f.code[i]; ins.op == opLoop {
 			i = f.ctl[ins.a].end
-			n += f.code[i].end - ins.pos
+			n += int(f.code[i].end - ins.pos)
 		}
 	}
 	return n
@@ -479,7 +479,7 @@ func (f *function) loopBytes() int {
 // appendPlain copies a function that cannot stop, with new indexes.
 func (m *rewriter) appendPlain(f *function) []byte {
 	body := m.e.out[:0]
-	at := f.body.pos
+	at := uint32(f.body.pos)
 	copied := at
 	for i := range f.code {
 		ins := &f.code[i]
@@ -489,15 +489,15 @@ func (m *rewriter) appendPlain(f *function) []byte {
 		}
 		at = ins.end
 		replaced := true
-		switch ins.op {
-		case opCall, opReturnCall:
+		switch {
+		case ins.op == opCall || ins.op == opReturnCall:
 			body = append(body, m.b[copied:ins.pos]...)
 			body = appendU32(append(body, byte(ins.op)), m.shifted(ins.a))
-		case opEnd:
+		case ins.op == opEnd:
 			if replaced = ins.a != 0 && f.ctl[ins.a].deadEnd; replaced {
 				body = append(append(body, m.b[copied:ins.end]...), opUnreachable)
 			}
-		case opTableGet, opTableSet, opRefFunc, opDataDrop, opElemDrop, opTableInit, opTableCopy, opTableGrow, opTableFill:
+		case ofReferences(ins.op):
 			body = append(body, m.b[copied:ins.pos]...)
 			body = m.appendReference(body, ins)
 		default:
