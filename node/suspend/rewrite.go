@@ -731,16 +731,17 @@ func (m *rewriter) appendNames(out []byte) (result []byte) {
 			kind := r.byte()
 			sub := r.bytes(r.u32())
 			switch kind {
-			case 0, 7, 9: // module, globals, data
-				b = append(b, kind)
-				b = appendU32(b, uint32(len(sub)))
-				b = append(b, sub...)
+			case 0: // the module's own
+				sub = appendName(nil, (&reader{b: sub, end: len(sub)}).name())
 			case 1:
-				names := m.functionNames(sub)
-				b = append(b, kind)
-				b = appendU32(b, uint32(len(names)))
-				b = append(b, names...)
+				sub = m.functionNames(sub)
+			case 7, 9: // globals, data
+			default:
+				continue
 			}
+			b = append(b, kind)
+			b = appendU32(b, uint32(len(sub)))
+			b = append(b, sub...)
 		}
 		out = append(out, secCustom)
 		out = appendU32(out, uint32(len(b)))

@@ -235,6 +235,10 @@ func FuzzRewrite(f *testing.F) {
 		Op(0x04, I32), I32Const(5), Loop, End, Op(0x05), I32Const(7), End, Drop, Drop, Op(0xfc, 9, 0), F64Const(1), I32Const(2))
 	m.Custom("name", []byte{1, 4, 1, 1, 1, 'f'})
 	f.Add(m.Bytes(), true)
+	// A module's name that is longer than its subsection.
+	m = new(Module)
+	m.Custom("name", []byte{0, 0, 3, 2, '0', '0'})
+	f.Add(m.Bytes(), true)
 	ctx := context.Background()
 	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter().WithCoreFeatures(features))
 	f.Cleanup(func() { rt.Close(ctx) })
