@@ -193,15 +193,15 @@ func (m *parse) blockType() {
 }
 
 // memarg passes an alignment and an offset.
-func (m *parse) memarg() {
-	if align := m.u32(); align >= 1<<6 {
-		m.fail(RefusedError{
+func (r *reader) memarg() {
+	if align := r.u32(); align >= 1<<6 {
+		r.fail(RefusedError{
 			Feature: "multiple memories",
 			Why:     "a load or store names a memory, and there is only one",
 			Hint:    "compile for one memory",
 		})
 	}
-	m.skipLEB(5)
+	r.skipLEB(5)
 }
 
 // memoryIndex passes the index of the one memory there is.

@@ -86,26 +86,58 @@ type function struct {
 	indirect []uint32 // types called indirectly
 	loops    bool
 	refs     bool     // it uses references as values
+	drops    bool     // it drops segments
 	size     int      // instructions
 	entry    []uint64 // locals that can be read before they are set, as a set
+	sets     []uint64 // what the sets of entry and the points are parts of
+
+	refused *RefusedError // in place of all that
+}
+
+// A decoder takes function bodies apart. Several can be at work at once, since
+// they only read what they share, the module and the plan.
+type decoder struct {
+	reader
+	m    *rewriter
+	plan *plan // nil when it is about to be made: no suspend points are looked for
+	live liveness
+
+	f    *function // the one at hand
+	open []uint32  // constructs that are open
+	dead int       // depth of constructs opened in code that cannot be reached, plus one
+}
+
+func (m *rewriter) decoder(p *plan) *decoder {
+	return &decoder{reader: reader{b: m.b}, m: m, plan: p}
 }
 
 // decode takes the body of function index apart. Code that cannot be reached is
-// left out, but for the ends of constructs. With plan it finds the suspend
-// points too. The body must have passed readBody, which checks immediates.
-func (m *rewriter) decode(f *function, index uint32, plan *plan) {
-	m.function = int64(index)
+// left out, but for the ends of constructs. With a plan it finds the suspend
+// points too, and what is live there. What the module is refused for goes into
+// f.refused. The body must have passed readBody, which checks immediates.
+func (d *decoder) decode(f *function, index uint32) {
+	m := d.m
 	span := m.code[index-uint32(m.imported)]
-	m.pos, m.end = span.pos, span.end
+	d.pos, d.end = span.pos, span.end
 	*f = function{
 		index: index, typ: m.typeOf(index),
 		locals: f.locals[:0], code: f.code[:0], targets: f.targets[:0], ctl: f.ctl[:0], points: f.points[:0],
-		calls: f.calls[:0], indirect: f.indirect[:0],
+		calls: f.calls[:0], indirect: f.indirect[:0], sets: f.sets[:0],
 	}
+	defer func() {
+		switch e := recover().(type) {
+		case nil:
+		case *RefusedError:
+			e.Where = functionWhere(d.b, index, d.pos)
+			f.refused = e
+		default:
+			panic(e)
+		}
+	}()
 	f.locals = append(f.locals, f.typ.params...)
-	for n := m.u32(); n > 0; n-- {
-		count := m.u32()
-		typ := m.valueType()
+	for n := d.u32(); n > 0; n-- {
+		count := d.u32()
+		typ := d.valueType()
 		if typ == typFuncref {
 			f.refs = true
 		}
@@ -113,87 +145,80 @@ func (m *rewriter) decode(f *function, index uint32, plan *plan) {
 			f.locals = append(f.locals, typ)
 		}
 	}
-	f.body = m.spanHere(span.end)
+	f.body = d.spanHere(span.end)
 	f.ctl = append(f.ctl, construct{results: f.typ.results})
-	d := decoder{m: m, f: f, plan: plan, open: append(m.openBuf[:0], 0)}
+	d.f, d.open, d.dead = f, append(d.open[:0], 0), 0
 	d.run()
-	m.openBuf = d.open[:0]
 	f.size = len(f.code)
-	m.function = -1
+	if d.plan != nil && d.plan.suspends(index) {
+		d.live.find(f)
+	}
 }
 
 // own is how many functions the module has by itself.
 func (m *rewriter) own() uint64 { return uint64(m.imported) + uint64(m.bodies) }
 
-func (m *rewriter) spanHere(end int) span { return span{m.pos, end} }
-
-type decoder struct {
-	m    *rewriter
-	f    *function
-	plan *plan
-	open []uint32 // constructs that are open
-	dead int      // depth of constructs opened in code that cannot be reached, plus one
-}
+func (r *reader) spanHere(end int) span { return span{r.pos, end} }
 
 func (d *decoder) run() {
 	m, f := d.m, d.f
 	for len(d.open) > 0 {
-		at := m.pos
-		op := uint16(m.byte())
+		at := d.pos
+		op := uint16(d.byte())
 		var a, b uint32
 		targets := uint32(len(f.targets))
 		var params, results []byte
 		switch opImmediate[op] {
 		case immNone, immEnd:
 		case immIndex, immHidden1:
-			a = m.u32()
+			a = d.u32()
 		case immI32:
-			m.skipLEB(5)
+			d.skipLEB(5)
 		case immI64:
-			m.skipLEB(10)
+			d.skipLEB(10)
 		case immMemarg:
-			m.memarg()
+			d.memarg()
 		case immBlock:
 			params, results = d.blockType()
 			f.refs = f.refs || slices.Contains(results, typFuncref)
 		case immBrTable:
-			n := m.u32()
+			n := d.u32()
 			if d.dead > 0 {
 				for range n + 1 {
-					m.u32()
+					d.u32()
 				}
 				break
 			}
 			f.targets = append(f.targets, n)
 			for range n + 1 {
-				f.targets = append(f.targets, d.target(m.u32()))
+				f.targets = append(f.targets, d.target(d.u32()))
 			}
 		case immIndex2:
-			a, b = m.u32(), m.u32()
+			a, b = d.u32(), d.u32()
 		case imm4:
-			m.bytes(4)
+			d.bytes(4)
 		case imm8:
-			m.bytes(8)
+			d.bytes(8)
 		case immMemory:
-			m.byte()
+			d.byte()
 		case immTypes:
-			results = m.valueTypes("types")
+			results = d.valueTypes("types")
 		case immRefType:
-			results = m.b[m.pos : m.pos+1]
-			m.valueType()
+			results = d.b[d.pos : d.pos+1]
+			d.valueType()
 		case immPrefixFC:
-			sub := m.u32()
+			sub := d.u32()
 			op = uint16(0x100 + sub)
 			a, b = d.immediates(fcImmediate[sub])
 		case immPrefixFD:
-			sub := m.u32()
+			sub := d.u32()
 			op = uint16(0x200 + sub)
 			a, b = d.immediates(fdImmediate[sub])
 		}
 		if d.dead > 0 && !d.revive(op) {
 			continue
 		}
-		ins := instruction{op: op, a: a, pos: uint32(at), end: uint32(m.pos)}
+		ins := instruction{op: op, a: a, pos: uint32(at), end: uint32(d.pos)}
 		switch op {
 		case opBlock, opLoop, opIf:
 			ins.a = uint32(len(f.ctl))
@@ -207,7 +232,7 @@ func (d *decoder) run() {
 			ins.a = d.open[len(d.open)-1]
 			c := &f.ctl[ins.a]
 			if c.op != opIf || c.hasElse {
-				m.malformed("else without if")
+				d.malformed("else without if")
 			}
 			c.hasElse = true
 			if d.dead == 0 {
@@ -237,17 +262,17 @@ func (d *decoder) run() {
 			d.dead = 1
 		case opCall:
 			if uint64(a) >= m.own() {
-				m.malformed("call of function %d of %d", a, m.own())
+				d.malformed("call of function %d of %d", a, m.own())
 			}
 			d.call(a)
 		case opCallIndirect:
 			if uint64(a) >= uint64(len(m.types)) || uint64(b) >= uint64(len(m.tables)) {
-				m.malformed("indirect call of type %d through table %d", a, b)
+				d.malformed("indirect call of type %d through table %d", a, b)
 			}
 			d.callIndirect(a)
 		case opReturnCall:
 			if uint64(a) >= m.own() {
-				m.malformed("call of function %d of %d", a, m.own())
+				d.malformed("call of function %d of %d", a, m.own())
 			}
 			if d.plan != nil && d.plan.blocks(a) {
 				// The host's functions leave nothing on the stack, and one that
@@ -262,17 +287,17 @@ func (d *decoder) run() {
 			d.dead = 1
 		case opReturnCallIn:
 			if uint64(a) >= uint64(len(m.types)) || uint64(b) >= uint64(len(m.tables)) {
-				m.malformed("indirect call of type %d through table %d", a, b)
+				d.malformed("indirect call of type %d through table %d", a, b)
 			}
 			d.tailCallIndirect(a)
 			d.dead = 1
 		case opLocalGet, opLocalSet, opLocalTee:
 			if uint64(a) >= uint64(len(f.locals)) {
-				m.malformed("local %d of %d", a, len(f.locals))
+				d.malformed("local %d of %d", a, len(f.locals))
 			}
 		case opGlobalGet, opGlobalSet:
 			if a >= m.globals {
-				m.malformed("global %d of %d", a, m.globals)
+				d.malformed("global %d of %d", a, m.globals)
 			}
 			if m.globalTypes[a].typ == typFuncref {
 				f.refs = true
@@ -291,15 +316,15 @@ func (d *decoder) run() {
 		case opElemDrop:
 			d.segment(a)
 			f.refs = true
-			m.drops = true
+			f.drops = true
 		case opDataDrop:
 			if a >= m.dataCount {
-				m.malformed("data segment %d of %d", a, m.dataCount)
+				d.malformed("data segment %d of %d", a, m.dataCount)
 			}
-			m.drops = true
+			f.drops = true
 		case opRefFunc:
 			if uint64(a) >= m.own() {
-				m.malformed("reference to function %d of %d", a, m.own())
+				d.malformed("reference to function %d of %d", a, m.own())
 			}
 			f.refs = true
 		case opRefNull:
@@ -309,12 +334,12 @@ func (d *decoder) run() {
 			ins.a = uint32(results[0])
 		case opSelectTyped:
 			if len(results) != 1 {
-				m.malformed("select of %d types", len(results))
+				d.malformed("select of %d types", len(results))
 			}
 			ins.a = uint32(results[0])
 		default:
 			if !effects[op].ok && op != opDrop && op != opSelect {
-				m.malformed("instruction %#x", op)
+				d.malformed("instruction %#x", op)
 			}
 		}
 		if op == opNop {
@@ -322,8 +347,8 @@ func (d *decoder) run() {
 		}
 		f.code = append(f.code, ins)
 	}
-	if m.pos != f.body.end {
-		m.malformed("%d bytes after the end of the function", f.body.end-m.pos)
+	if d.pos != f.body.end {
+		d.malformed("%d bytes after the end of the function", f.body.end-d.pos)
 	}
 }
 
@@ -345,46 +370,45 @@ func (d *decoder) revive(op uint16) bool {
 }
 
 func (d *decoder) immediates(imm immediate) (a, b uint32) {
-	m := d.m
 	switch imm {
 	case immIndex, immHidden1:
-		return m.u32(), 0
+		return d.u32(), 0
 	case immHidden2:
-		return m.u32(), m.u32()
+		return d.u32(), d.u32()
 	case immMemory, immLane:
-		m.byte()
+		d.byte()
 	case immMemory2:
-		m.bytes(2)
+		d.bytes(2)
 	case immDataMem:
-		a = m.u32()
-		m.byte()
+		a = d.u32()
+		d.byte()
 	case immMemarg:
-		m.memarg()
+		d.memarg()
 	case immMemLane:
-		m.memarg()
-		m.byte()
+		d.memarg()
+		d.byte()
 	case imm16:
-		m.bytes(16)
+		d.bytes(16)
 	}
 	return a, 0
 }
 
 func (d *decoder) table(t uint32) {
 	if uint64(t) >= uint64(len(d.m.tables)) {
-		d.m.malformed("table %d of %d", t, len(d.m.tables))
+		d.malformed("table %d of %d", t, len(d.m.tables))
 	}
 }
 
 func (d *decoder) segment(s uint32) {
 	if uint64(s) >= uint64(len(d.m.elements)) {
-		d.m.malformed("element segment %d of %d", s, len(d.m.elements))
+		d.malformed("element segment %d of %d", s, len(d.m.elements))
 	}
 }
 
 // target finds the construct that a branch leads to.
 func (d *decoder) target(depth uint32) uint32 {
 	if uint64(depth) >= uint64(len(d.open)) {
-		d.m.malformed("branch to label %d of %d", depth, len(d.open))
+		d.malformed("branch to label %d of %d", depth, len(d.open))
 	}
 	c := d.open[len(d.open)-1-int(depth)]
 	d.f.ctl[c].branched = true
@@ -394,17 +418,17 @@ func (d *decoder) target(depth uint32) uint32 {
 // blockType reads a block type and returns what it stands for.
 func (d *decoder) blockType() (params, results []byte) {
 	m := d.m
-	switch c := m.b[m.pos]; {
+	switch c := d.b[d.pos]; {
 	case c == 0x40:
-		m.pos++
+		d.pos++
 		return nil, nil
 	case c > 0x40 && c < 0x80:
-		m.valueType()
-		return nil, m.b[m.pos-1 : m.pos]
+		d.valueType()
+		return nil, d.b[d.pos-1 : d.pos]
 	}
-	t := m.u32()
+	t := d.u32()
 	if uint64(t) >= uint64(len(m.types)) {
-		m.malformed("block of type %d of %d", t, len(m.types))
+		d.malformed("block of type %d of %d", t, len(m.types))
 	}
 	return m.types[t].params, m.types[t].results
 }

@@ -357,37 +357,37 @@ func (m *parse) readTypes() {
 }
 
 // valueTypes reads a vector of value types.
-func (m *parse) valueTypes(what string) []byte {
-	n := m.count(what, maxParams, 1)
-	start := m.pos
+func (r *reader) valueTypes(what string) []byte {
+	n := r.count(what, maxParams, 1)
+	start := r.pos
 	for range n {
-		m.valueType()
+		r.valueType()
 	}
-	return m.b[start:m.pos]
+	return r.b[start:r.pos]
 }
 
-func (m *parse) valueType() byte {
-	t := m.byte()
+func (r *reader) valueType() byte {
+	t := r.byte()
 	switch t {
 	case typI32, typI64, typF32, typF64, typV128, typFuncref, typExternref:
 		return t
 	case 0x69, 0x74:
-		m.pos--
-		m.fail(RefusedError{
+		r.pos--
+		r.fail(RefusedError{
 			Feature: "exception reference type",
 			Why:     "exception handling is not supported",
 			Hint:    "compile without WebAssembly exceptions",
 		})
 	case 0x63, 0x64, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x71, 0x72, 0x73:
-		m.pos--
-		m.fail(RefusedError{
+		r.pos--
+		r.fail(RefusedError{
 			Feature: fmt.Sprintf("reference type %#02x", t),
 			Why:     "typed references and garbage collected types are not supported, and their values could not move",
 			Hint:    "compile to linear memory",
 		})
 	}
-	m.pos--
-	m.malformed("value type %#02x", t)
+	r.pos--
+	r.malformed("value type %#02x", t)
 	return 0
 }
 

@@ -145,12 +145,10 @@ func (m *rewriter) makePlan() {
 	for _, t := range m.types {
 		m.refs = m.refs || slices.Contains(t.params, typFuncref) || slices.Contains(t.results, typFuncref)
 	}
-	for i := m.imported; i < functions; i++ {
+	for f := range m.decoded(nil) {
 		g.first = append(g.first, uint32(len(g.edges)))
-		f := &m.f
-		m.decode(f, uint32(i), nil)
-		g.seed[i] = f.loops || m.anywhere.Everywhere
-		g.size[i] = uint32(f.size)
+		g.seed[f.index] = f.loops || m.anywhere.Everywhere
+		g.size[f.index] = uint32(f.size)
 		g.edges = append(g.edges, f.calls...)
 		for _, t := range f.indirect {
 			g.edges = append(g.edges, uint32(functions)+m.sameType[t])
@@ -161,6 +159,7 @@ func (m *rewriter) makePlan() {
 			}
 		}
 		m.refs = m.refs || f.refs
+		m.drops = m.drops || f.drops
 	}
 	if m.straight {
 		p.suspend, p.again, p.types = make([]bool, functions), make([]bool, functions), make([]bool, len(m.types))

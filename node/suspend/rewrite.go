@@ -77,10 +77,9 @@ type rewriter struct {
 	*parse
 	straight bool // no function can stop
 	plan     *plan
-	f        function
 	e        emitter
+	runs     []run // used again by every call of decoded
 
-	openBuf   []uint32
 	sameType  []uint32          // of each type, the first that is equal
 	standIn   map[uint32]uint32 // functions in the places of imported ones
 	standIns  []uint32          // their types
@@ -394,11 +393,10 @@ func (m *rewriter) appendPoll(b []byte) []byte {
 func (m *rewriter) rewriteCode() {
 	out := make([]byte, 0, len(m.b)+len(m.b)/2)
 	slow := make([]byte, 0, len(m.b))
-	f := &m.f
-	for i := m.imported; i < len(m.functions); i++ {
-		m.decode(f, uint32(i), m.plan)
-		m.function = int64(i)
-		if !m.plan.suspends(uint32(i)) {
+	for f := range m.decoded(m.plan) {
+		m.function = int64(f.index)
+		m.pos = f.body.end
+		if !m.plan.suspends(f.index) {
 			m.bodiesOut = out
 			out = m.appendPlain(f)
 			continue
@@ -408,7 +406,6 @@ func (m *rewriter) rewriteCode() {
 			f.points[j].id = base + uint32(j)
 		}
 		m.nextPoint += uint32(len(f.points))
-		f.liveness()
 		e := m.emitter(f)
 		if len(f.points) > 0 && slices.Contains(f.typ.results, typExternref) {
 			e.externref() // results of a frame that was resumed pass through the host
