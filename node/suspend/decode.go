@@ -74,22 +74,23 @@ type point struct {
 // A function is a function body taken apart. It is reused from one body to the
 // next.
 type function struct {
-	index    uint32
-	typ      funcType
-	locals   []byte // types, parameters first
-	body     span   // without the declaration of locals
-	code     []instruction
-	targets  []uint32 // of br_table: a count, then so many constructs and the default
-	ctl      []construct
-	points   []point
-	calls    []uint32 // functions called, unless asked for points
-	indirect []uint32 // types called indirectly
-	loops    bool
-	refs     bool     // it uses references as values
-	drops    bool     // it drops segments
-	size     int      // instructions
-	entry    []uint64 // locals that can be read before they are set, as a set
-	sets     []uint64 // what the sets of entry and the points are parts of
+	index       uint32
+	typ         funcType
+	locals      []byte // types, parameters first
+	body        span   // without the declaration of locals
+	code        []instruction
+	targets     []uint32 // of br_table: a count, then so many constructs and the default
+	ctl         []construct
+	points      []point
+	calls       []uint32 // functions called, unless asked for points
+	indirect    []uint32 // types called indirectly
+	loops       bool
+	branchesOut bool     // a br_if or br_table leads to its end
+	refs        bool     // it uses references as values
+	drops       bool     // it drops segments
+	size        int      // instructions
+	entry       []uint64 // locals that can be read before they are set, as a set
+	sets        []uint64 // what the sets of entry and the points are parts of
 
 	refused *RefusedError // in place of all that
 }
@@ -164,7 +165,11 @@ func (d *decoder) run() {
 	m, f := d.m, d.f
 	for len(d.open) > 0 {
 		at := d.pos
-		op := uint16(d.byte())
+		if at >= d.end {
+			d.malformed("unexpected end")
+		}
+		op := uint16(d.b[at])
+		d.pos++
 		var a, b uint32
 		targets := uint32(len(f.targets))
 		var params, results []byte
@@ -172,10 +177,11 @@ func (d *decoder) run() {
 		case immNone, immEnd:
 		case immIndex, immHidden1:
 			a = d.u32()
-		case immI32:
-			d.skipLEB(5)
-		case immI64:
-			d.skipLEB(10)
+		case immI32, immI64:
+			for d.b[d.pos] >= 0x80 { // the length has been checked
+				d.pos++
+			}
+			d.pos++
 		case immMemarg:
 			d.memarg()
 		case immBlock:
@@ -191,7 +197,9 @@ func (d *decoder) run() {
 			}
 			f.targets = append(f.targets, n)
 			for range n + 1 {
-				f.targets = append(f.targets, d.target(d.u32()))
+				c := d.target(d.u32())
+				f.branchesOut = f.branchesOut || c == 0
+				f.targets = append(f.targets, c)
 			}
 		case immIndex2:
 			a, b = d.u32(), d.u32()
@@ -255,6 +263,7 @@ func (d *decoder) run() {
 			d.dead = 1
 		case opBrIf:
 			ins.a = d.target(a)
+			f.branchesOut = f.branchesOut || ins.a == 0
 		case opBrTable:
 			ins.a = targets
 			d.dead = 1

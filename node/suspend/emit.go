@@ -125,11 +125,26 @@ func (e *emitter) condition() uint32 {
 func (e *emitter) byte(b ...byte)          { e.out = append(e.out, b...) }
 func (e *emitter) u32(op byte, v uint32)   { e.out = appendU32(append(e.out, op), v) }
 func (e *emitter) i32(v int32)             { e.out = appendS32(append(e.out, opI32Const), v) }
-func (e *emitter) copyOf(ins *instruction) { e.out = append(e.out, e.m.b[ins.pos:ins.end]...) }
 func (e *emitter) begin(op byte)           { e.byte(op, 0x40); e.open++ }
 func (e *emitter) close()                  { e.byte(opEnd); e.open-- }
 func (e *emitter) branch(op byte, abs int) { e.u32(op, uint32(e.open-1-abs)) }
 func (e *emitter) push(types ...byte)      { e.pushed(types) }
+
+// copyOf writes an instruction as it was. Most are of one byte to three, and
+// appending those one by one is quicker than a call of memmove.
+func (e *emitter) copyOf(ins *instruction) {
+	b := e.m.b[ins.pos:ins.end]
+	switch len(b) {
+	case 1:
+		e.out = append(e.out, b[0])
+	case 2:
+		e.out = append(e.out, b[0], b[1])
+	case 3:
+		e.out = append(e.out, b[0], b[1], b[2])
+	default:
+		e.out = append(e.out, b...)
+	}
+}
 
 // types lists the types of all values on the stack.
 func (e *emitter) types() []byte {
@@ -238,17 +253,7 @@ func (m *rewriter) emitter(f *function) *emitter {
 //	end
 //	save $which and the locals of list 1; return zeroes
 func (e *emitter) emitFast() []byte {
-	f := e.f
-	for i := range f.code {
-		ins := &f.code[i]
-		switch ins.op {
-		case opBrIf:
-			e.wrapped = e.wrapped || ins.a == 0
-		case opBrTable:
-			n := f.targets[ins.a]
-			e.wrapped = e.wrapped || slices.Contains(f.targets[ins.a+1:ins.a+2+n], 0)
-		}
-	}
+	e.wrapped = e.f.branchesOut
 	if e.wrapped {
 		e.begin(opBlock)
 	}
@@ -329,15 +334,15 @@ func appendZero(b []byte, t byte) []byte {
 // body writes the instructions.
 func (e *emitter) body() {
 	f := e.f
-	next := 0 // point
+	left := f.points
 	for i := 0; i < len(f.code); i++ {
 		ins := &f.code[i]
-		var points []point
-		first := next
-		for next < len(f.points) && f.points[next].at == i {
-			next++
+		n := 0
+		for n < len(left) && left[n].at == i {
+			n++
 		}
-		points = f.points[first:next]
+		points := left[:n]
+		left = left[n:]
 		if e.dead && len(points) == 0 && ins.op != opElse && ins.op != opEnd {
 			// Only the resuming version comes here: the part of a function in
 			// front of its first point never runs in it.
@@ -345,9 +350,7 @@ func (e *emitter) body() {
 			case opBlock, opLoop, opIf:
 				c := &f.ctl[ins.a]
 				if !c.points {
-					for i = c.end; next < len(f.points) && f.points[next].at <= i; {
-						next++
-					}
+					i = c.end
 					continue
 				}
 				e.m.pos = int(ins.pos)

@@ -56,6 +56,14 @@ func (r *reader) bytes(n uint32) []byte {
 
 // u32 reads an unsigned LEB128 of at most 32 bits.
 func (r *reader) u32() uint32 {
+	if r.pos < r.end && r.b[r.pos] < 0x80 { // by far the most
+		r.pos++
+		return uint32(r.b[r.pos-1])
+	}
+	return r.longU32()
+}
+
+func (r *reader) longU32() uint32 {
 	var v uint32
 	for shift := 0; ; shift += 7 {
 		c := r.byte()

@@ -272,7 +272,7 @@ func (e *emitter) emitOnceInLocals() []byte {
 // there only once: it fetches the frame and calls the function, with arguments
 // that do not matter. If it has stopped again, the results do not matter either.
 func (e *emitter) emitEntry() []byte {
-	e.out = nil
+	e.out = e.out[:0]
 	if e.inLocals {
 		e.inLocals, e.once = false, false // from here on: the results pass in what all share
 		e.i32(1)
@@ -298,7 +298,7 @@ func (e *emitter) emitEntry() []byte {
 func (e *emitter) beginResume() []uint32 {
 	f := e.f
 	e.resume = true
-	e.out, e.stack, e.labels = nil, e.stack[:0], e.labels[:0]
+	e.out, e.stack, e.labels = e.out[:0], e.stack[:0], e.labels[:0]
 	e.open, e.dead, e.spilt = 0, false, 0
 	e.findRegions()
 	e.registerCount = map[byte]uint32{}
