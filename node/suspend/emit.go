@@ -46,7 +46,6 @@ type emitter struct {
 	tailOf  map[string]int
 	keyBuf  []byte
 	tailBuf []byte
-	wrapped bool // the body is in a block of its own, which branches to the end use
 
 	// flag is a global that says that a function which is in locals and only once
 	// is to resume. One for all will do, since each clears it first of all; and
@@ -253,8 +252,7 @@ func (m *rewriter) emitter(f *function) *emitter {
 //	end
 //	save $which and the locals of list 1; return zeroes
 func (e *emitter) emitFast() []byte {
-	e.wrapped = e.f.branchesOut
-	if e.wrapped {
+	if e.f.branchesOut { // the body is in a block of its own, which they use
 		e.begin(opBlock)
 	}
 	e.enterLabel(0, 0, 0)
@@ -808,7 +806,7 @@ func (e *emitter) endFunction() {
 		e.checkEmpty(0)
 		return
 	}
-	if e.wrapped {
+	if e.f.branchesOut {
 		if !e.dead {
 			e.pass(0, results)
 		}
