@@ -34,9 +34,9 @@ func (r *run) decode(d *decoder) {
 // module where it comes to a function that has to be.
 func (m *rewriter) decoded(p *plan) iter.Seq[*function] {
 	return func(yield func(*function) bool) {
-		decoders := min(runtime.GOMAXPROCS(0), maxDecoders, len(m.b)/(2*runBytes))
+		decoders := max(1, min(runtime.GOMAXPROCS(0), maxDecoders, len(m.b)/(2*runBytes)))
 		if m.runs == nil {
-			m.runs = make([]run, max(1, 2*decoders))
+			m.runs = make([]run, 2*decoders)
 		}
 		runs := m.runs
 		todo := make(chan *run, len(runs))
@@ -52,10 +52,6 @@ func (m *rewriter) decoded(p *plan) iter.Seq[*function] {
 				}
 			})
 		}
-		var inline *decoder // for a module not worth a goroutine
-		if decoders == 0 {
-			inline = m.decoder(p)
-		}
 		next := uint32(m.imported)
 		order := func(r *run) {
 			r.first = next
@@ -65,9 +61,7 @@ func (m *rewriter) decoded(p *plan) iter.Seq[*function] {
 			} else {
 				r.functions = append(r.functions[:cap(r.functions)], make([]function, n-cap(r.functions))...)
 			}
-			if inline == nil {
-				todo <- r
-			}
+			todo <- r
 		}
 		for i := range runs {
 			runs[i].decoded = make(chan struct{}, 1)
@@ -78,11 +72,7 @@ func (m *rewriter) decoded(p *plan) iter.Seq[*function] {
 			if len(r.functions) == 0 {
 				return
 			}
-			if inline != nil {
-				r.decode(inline)
-			} else {
-				<-r.decoded
-			}
+			<-r.decoded
 			for j := range r.functions {
 				f := &r.functions[j]
 				if f.refused != nil {
